@@ -1,1 +1,1 @@
-"""Prompts and targets: sources, chat rendering, and the built-in data with its verifier."""
+"""Read prompts and targets, render them as chats, and generate and grade the built-in data."""

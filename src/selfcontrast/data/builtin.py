@@ -6,12 +6,12 @@ hundred right responses, and 32 samples are mostly distinct.
 
 In training, each slot of a target is wrong with probability `noise`: demonstrations are imperfect, and a model that
 imitates them well can still improve. Targets of validation and test are clean: responses are compared with them, and
-an error in a target would lower a score that is right.
+an error in a target would lower the score of a right response.
 
 Every example has a rejected answer, for methods that use pairs (DPO_std, a judge's calibration). It is another answer
-to the same prompt: one slot is always wrong, and each other slot with probability `rejected_noise`. The two answers are
-not compared. A noisy target is sometimes the worse of the two, as in pairs labelled by people. (With the shipped
-settings, 6% of the training pairs are in the wrong order, and in 14% both answers are equally good.)
+to the same prompt: one slot is always wrong, and each other slot is wrong with probability `rejected_noise`. The two
+answers are not compared. A noisy target is sometimes the worse of the two, as in pairs labelled by people. (With the
+shipped settings, 6% of the training pairs are in the wrong order, and in 14% both answers are equally good.)
 
 Limits of this data:
 - It is synthetic, a closed world of a few hundred words. It says nothing about open-ended quality, helpfulness or
@@ -41,7 +41,7 @@ from selfcontrast.errors import UserError
 VERSION = 2
 """Raise it if the words, the templates or the order of random draws change."""
 
-MAX_DRAWS = 1000  # draws of one prompt until a family counts as exhausted
+MAX_DRAWS = 1000  # attempts to draw a new prompt before a family counts as exhausted
 
 MAX_EXAMPLES = 10_000_000  # per split: all are held in memory
 
@@ -53,7 +53,7 @@ class Builtin:
     Attributes:
         train, validation, test: examples per split.
         noise: probability that a slot of a train target is wrong, in [0, 1].
-        rejected_noise: probability that a further slot of a rejected answer is wrong, in [0, 1]. One slot always is.
+        rejected_noise: probability that a slot of a rejected answer is wrong, in [0, 1]; one slot is wrong in any case.
         two_turn: probability that an example is a dialogue of two turns, in [0, 1].
         seed: seed of the data, independent of the training seed.
     """
@@ -92,7 +92,7 @@ class Builtin:
             key = f"{self.seed} {split} {index}"
             turns, subject = self._draw(family, random.Random(key), held_out, prompts, split)
             prompts.add(tuple(turn.user for turn in turns))
-            # A separate random stream: the prompts are the same at every noise.
+            # The target has a random stream of its own, so the prompts are the same at every noise.
             noise = self.noise if split == "train" else 0.0
             example = _example(family, subject, turns, random.Random(f"{key} target"), noise)
             rejected = _rejected(turns[-1], example.target, random.Random(f"{key} rejected"), self.rejected_noise)
@@ -118,8 +118,8 @@ class Builtin:
 def _example(family: str, subject: str, turns: Sequence[Turn], rng: random.Random, noise: float) -> Example:
     """Return the example of a dialogue.
 
-    The first reply of a train dialogue is as noisy as a target. In an evaluation the first reply is the model's own,
-    and may be wrong. So the model must learn to answer the follow-up from the user's words.
+    The first reply of a train dialogue is as noisy as a target. In an evaluation, the model writes the first reply,
+    which may be wrong. So the model must learn to answer the follow-up from the user's words.
     """
     prompt: list[Message] = []
     for turn in turns:
@@ -153,7 +153,7 @@ def _rejected(turn: Turn, target: str, rng: random.Random, noise: float) -> str:
 
 
 def content(example: Example) -> str:
-    """Return what the example asks about, independent of the wording, the order and the follow-up."""
+    """Return the subject of the example's question, independent of its wording, word order and follow-up."""
     return str(json.loads(example.reference)["content"])
 
 

@@ -1,4 +1,4 @@
-"""Requests to a generator, the candidates it returns, and the negatives and positives chosen from them."""
+"""Define requests to a generator, the candidates that it returns, and the negatives and positives chosen from them."""
 
 from array import array
 from collections import defaultdict
@@ -16,7 +16,7 @@ from selfcontrast.data.example import Message
 from selfcontrast.errors import UserError
 
 FAILED, CUT = "failed", "length"  # finish reasons; CUT: the response reached its maximum length
-CHOSEN = "chosen.parquet"  # in the filter stage's folder, if the positives are candidates
+CHOSEN = "chosen.parquet"  # file of the positives in the filter stage's folder, if candidates are among them
 TARGET = -1  # sample number of a positive that is the target itself
 ROWS_IN_MEMORY = 4096  # rows held as Python objects
 
@@ -63,7 +63,7 @@ class Candidate:
 
     Attributes:
         finish_reason: "stop" if the response ended by itself, "length" if it was cut, "failed" if the request failed.
-            One failed candidate then replaces all N of its request. Its `text` is the reason.
+            A failed request has a single candidate instead of N. The candidate's `text` is the reason of the failure.
         log_prob: sum over the response's tokens, in nats, at temperature 1; NaN if unknown.
     """
 
@@ -75,9 +75,9 @@ class Candidate:
     log_prob: float
 
     @classmethod
-    def failure(cls, name: str, reason: str) -> "Candidate":
-        """Return the candidate that replaces the responses of a failed request."""
-        return cls(name, -1, reason, [], FAILED, nan)
+    def failure(cls, id_: str, reason: str) -> "Candidate":
+        """Return the candidate that replaces the responses of the failed request `id_`."""
+        return cls(id_, -1, reason, [], FAILED, nan)
 
     @property
     def failed(self) -> bool:
@@ -86,7 +86,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Negative:
-    """A candidate with its rank in the nested draw.
+    """A candidate that was drawn as a negative. A run with K negatives uses the ranks 0 to K - 1.
 
     Attributes:
         similarity: cosine to the target.
@@ -157,7 +157,7 @@ def candidates_of(table: pa.Table) -> list[Candidate]:
 def read_negatives(file: Path, ids: Sequence[str] | None = None) -> dict[str, list[Negative]]:
     """Return the negatives of each example id, in rank order. `ids` selects examples; None reads all.
 
-    Token ids are arrays: as Python integers, those of a hundred thousand prompts would take ten times the memory.
+    Token ids are arrays, because lists of Python integers would take ten times the memory.
     """
     by_id: dict[str, list[Negative]] = defaultdict(list)
     selection = None if ids is None else ds.field("id").isin(list(ids))

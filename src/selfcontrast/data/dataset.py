@@ -1,4 +1,4 @@
-"""The data stage: write all examples of a job to one file, so that every artifact's lineage begins with its data."""
+"""The data stage: write all examples of a job to one file, so that each artifact's lineage begins with the data."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

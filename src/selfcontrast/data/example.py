@@ -1,4 +1,4 @@
-"""The record that every data source returns and every stage reads."""
+"""Define the record that every data source returns, and the interfaces of data sources and verifiers."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, TypedDict
@@ -22,8 +22,8 @@ class Example:
         id: unique within its data set, and stable: the same content has the same id on every machine.
         prompt: the dialogue so far; its last message is the user's.
         target: the supervised response (y+); "" without one.
-        category: results are reported per category.
-        reference: specification of a correct response, as JSON; only the built-in verifier reads it.
+        category: label of a group of examples; results are also reported per category.
+        reference: specification of a correct response, as JSON; only the built-in data and its verifier read it.
         rejected: a dispreferred response from the data. generator=pairs and a judge's calibration use it.
         more_rejected: further rejected responses, each a different text; generator=pairs uses all.
         turns: the user's messages in order, if an evaluation *plays* the dialogue and the model answers each of them;
@@ -55,7 +55,7 @@ class Verifier(Protocol):
     """An exact grader of responses: a pure function of the example and the text."""
 
     def check(self, example: Example) -> None:
-        """Raise `UserError`, without naming the example, if its responses cannot be graded."""
+        """Raise `UserError` if responses to the example cannot be graded. The caller adds the example's id."""
         ...
 
     def score(self, example: Example, response: str, turn: int = -1) -> float:

@@ -15,7 +15,7 @@ class RowError(Exception):
     """An error in a row. The reader of the file adds the location and `fix`.
 
     Args:
-        problem: what is wrong, without a full stop. It is counted where such rows are dropped.
+        problem: what is wrong, without a full stop. If rows with errors are dropped, they are counted by this text.
         fix: what to do, as a sentence.
     """
 
@@ -25,7 +25,7 @@ class RowError(Exception):
 
 
 class NoTarget(RowError):
-    """A row whose answer is missing or null. Its text is the error if targets are required."""
+    """A row whose answer is missing or null. The exception's text is the error message if targets are required."""
 
     def __init__(self, problem: str, prompt: list[Message]) -> None:
         super().__init__(problem)
@@ -33,7 +33,7 @@ class NoTarget(RowError):
 
 
 class SkippedRow(Exception):
-    """A dialogue of a kind that occurs in published files and is skipped. Its text is the reason, which is counted."""
+    """A dialogue of a kind that occurs in published files and is skipped. Rows are counted by the exception's text."""
 
 
 class ParsedRow(NamedTuple):
@@ -82,7 +82,10 @@ def prompt_without_answer(row: Row) -> list[Message] | None:
 
 
 def prompt_of(row: Row) -> list[Message]:
-    """Return the prompt of a row of any format, or of one with `prompt` and no target. Raises as its parser does."""
+    """Return the prompt of a row of any format, or of a row with `prompt` and no target.
+
+    Raises the errors of the format's parser.
+    """
     parse = recognise(row)
     return parse(row).prompt if parse else split_turns(ParsedRow(_prompt(row), "", "")).prompt
 
@@ -95,7 +98,7 @@ def ranked_texts(value: Any) -> list[str] | None:
 
 
 def other_targets(row: Row, target: str) -> list[tuple[str, str]]:
-    """Return (used, other) for each column with a text other than `target` that could be the target."""
+    """Return pairs (target's column, other column) if the other column has another text that could be the target."""
     needed = next(needed for needed in FORMATS if set(needed) <= set(row))
     used = next((name for name in TARGETS if name in needed), needed[0])
     if used in CHATS and _last_answer(row[used]) is None:
@@ -142,28 +145,29 @@ def split_turns(parsed: ParsedRow) -> ParsedRow:
 
 
 def _until_user(dialogue: str) -> list[Message]:
-    """Return the turns of a dialogue that ends with the user's."""
+    """Return the turns of a dialogue that ends with a user message."""
     *turns, _ = _turns(dialogue + "\n\nAssistant: -")
     return turns
 
 
-def text(value: Any, what: str, *, blank: bool = False) -> str:
+def text(value: Any, label: str, *, blank: bool = False) -> str:
     """Return the value if it is valid text. Raise `RowError` for another type, and for blank text unless `blank`."""
     if not isinstance(value, str):
-        raise RowError(f"{what} must be text, not {type(value).__name__}")
+        raise RowError(f"{label} must be text, not {type(value).__name__}")
     if not blank and not value.strip():
-        raise RowError(f"{what} is empty")
+        raise RowError(f"{label} is empty")
     try:
         value.encode()
     except UnicodeEncodeError:  # JSON can hold half of a surrogate pair, which cannot be written as UTF-8
-        raise RowError(f"{what} has an unpaired surrogate, which is not valid text") from None
+        raise RowError(f"{label} has an unpaired surrogate, which is not valid text") from None
     return value
 
 
 def _chat(row: Row, column: str) -> ParsedRow:
     """Parse OpenAI `messages` or ShareGPT `conversations`.
 
-    The last message is the target. If it is the user's, `chosen` is the target (LLaMA-Factory's preference data).
+    If the assistant wrote the last message, it is the target. If the user wrote it, `chosen` is the target, as in
+    LLaMA-Factory's preference data.
     """
     prompt = [*_system(row), *_messages(_get(row, column), column)]
     if prompt and prompt[-1]["role"] == "assistant":
@@ -210,7 +214,8 @@ def _prompt(row: Row) -> list[Message]:
 def _ranked(row: Row) -> ParsedRow:
     """Parse Nectar: a dialogue that awaits the assistant's answer, and answers that have a model's name and a rank.
 
-    The best answer is the target, the worst is `rejected`: the data does not say which one standard DPO should use.
+    The best answer is the target, the worst is `rejected`: the data does not say which rejected answer standard DPO
+    should use.
     """
     prompt = _turns(text(_get(row, "prompt"), "'prompt'"), awaits_answer=True)
     answers = _get(row, "answers")
@@ -240,7 +245,7 @@ def _dialogues(row: Row) -> ParsedRow:
 
 
 _PREFERENCE = ("chosen", "rejected")
-# The first format whose columns all exist is used. `chosen` precedes `output`: `rejected` was compared with `chosen`.
+# The first format whose columns all exist is used. `chosen` precedes `output`, because `rejected` was compared with it.
 FORMATS: dict[tuple[str, ...], Callable[[Row], ParsedRow]] = {
     ("messages",): partial(_chat, column="messages"),
     ("conversations",): partial(_chat, column="conversations"),
@@ -254,7 +259,7 @@ FORMATS: dict[tuple[str, ...], Callable[[Row], ParsedRow]] = {
     ("prompt", "answers"): _ranked,
 }
 
-# Parsers of rows without an answer column, by the column of their prompt.
+# Parsers of rows without an answer column, by the prompt's column.
 UNANSWERED: dict[str, Callable[[Row], ParsedRow]] = {
     "prompt": partial(_completion, target="completion"),
     "instruction": partial(_alpaca, target="output"),
@@ -263,7 +268,7 @@ UNANSWERED: dict[str, Callable[[Row], ParsedRow]] = {
 TARGETS = ("chosen", "completion", "target", "output", "response")  # columns that hold only an answer
 CHATS = ("messages", "conversations")
 
-HUMAN = re.compile(r"\s*Human:(?=.*\n\nAssistant:)|\n\nHuman:", re.DOTALL)  # how a dialogue of hh-rlhf begins
+HUMAN = re.compile(r"\s*Human:(?=.*\n\nAssistant:)|\n\nHuman:", re.DOTALL)  # the beginning of a dialogue in hh-rlhf
 AWAITS_ANSWER = re.compile(r"\n\nAssistant:\s*$")
 # Patterns of prompts that begin with the user's marker and end where the assistant's answer would begin, by template.
 RENDERED = {
@@ -290,21 +295,21 @@ def _get(row: Row, column: str) -> Any:
     return row[column]
 
 
-def _messages(value: Any, what: str) -> list[Message]:
+def _messages(value: Any, column: str) -> list[Message]:
     if not isinstance(value, list):
-        raise RowError(f"'{what}' must be a list of messages, not {type(value).__name__}")
-    return [_message(item, f"message {i} of '{what}'") for i, item in enumerate(value, start=1)]
+        raise RowError(f"'{column}' must be a list of messages, not {type(value).__name__}")
+    return [_message(item, f"message {i} of '{column}'") for i, item in enumerate(value, start=1)]
 
 
-def _message(value: Any, what: str) -> Message:
+def _message(value: Any, label: str) -> Message:
     if not isinstance(value, dict):
-        raise RowError(f"{what} must be an object with role and content, not {type(value).__name__}")
+        raise RowError(f"{label} must be an object with role and content, not {type(value).__name__}")
     name = value.get("role", value.get("from"))
     role = _ROLES.get(name) if isinstance(name, str) else None
     if role is None:
-        raise RowError(f"{what} has the unknown role {name!r} (known: {', '.join(_ROLES)})")
+        raise RowError(f"{label} has the unknown role {name!r} (known: {', '.join(_ROLES)})")
     # An empty system message is kept: some chat templates insert their own if there is none.
-    content = text(value.get("content", value.get("value")), what, blank=role == "system")
+    content = text(value.get("content", value.get("value")), label, blank=role == "system")
     return Message(role=role, content=content)  # type: ignore[typeddict-item]
 
 

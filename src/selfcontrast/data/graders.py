@@ -1,6 +1,6 @@
 """Verifiers that grade a response against an example's `answer`, a column of the data.
 
-Each has a file in `conf/verifier`. They read the text alone, without a model that a response could persuade.
+Each verifier has a file in `conf/verifier`. They use no model, so no response can persuade them.
 """
 
 import re
@@ -28,7 +28,7 @@ class FinalNumber:
 
     The final number is the first one after "####" or, without that mark, the last one of the text. Currency signs,
     percent signs, thousands separators and a full stop are ignored: "$1,200.50." is 1200.5. Fractions and number words
-    are not numbers. The rule is GSM8K's (arXiv 2110.14168). Most graders also fall back to the last number.
+    are not numbers. The mark is GSM8K's (arXiv 2110.14168). Most graders use the last number if the mark is missing.
     """
 
     def check(self, example: Example) -> None:
@@ -57,7 +57,7 @@ class _TextGrader:
 class ExactMatch(_TextGrader):
     """Score 1 if the response equals the answer, else 0.
 
-    Any white space counts as one space; at the ends it is ignored.
+    A run of white space counts as one space. White space at the ends is ignored.
 
     Attributes:
         ignore_case: accept "paris" for "Paris".
@@ -84,7 +84,7 @@ class Contains(_TextGrader):
 
 @dataclass(frozen=True)
 class NoVerifier:
-    """No grading: responses are compared by their similarity to the target, a proxy."""
+    """Grade nothing. Responses are then compared by their similarity to the target, a proxy for quality."""
 
     def check(self, example: Example) -> None:
         """Accept any example."""

@@ -9,12 +9,12 @@ from typing import Any
 from selfcontrast.data.graders import MARK
 from selfcontrast.data.hub import Hub, Part
 
-CALCULATION = re.compile(r"<<[^<>]*>>")  # a calculator's input and result
+CALCULATION = re.compile(r"<<[^<>]*>>")  # an annotation with a calculator's input and result
 
 
 @dataclass(frozen=True)
 class Gsm8k(Hub):
-    """The question is the prompt, the solution is the target, and the text after "####" is the answer.
+    """GSM8K's rows: the question is the prompt, the solution is the target, the text after "####" is the answer.
 
     Rows are read from the hub, or from files at `train.path` and `test.path`, or from a folder `root`. The folder has
     train.jsonl and test.jsonl, as in the authors' repository, or a copy of the hub's data.
@@ -40,7 +40,7 @@ class Gsm8k(Hub):
             yield location, self._as_supervised(row)
 
     def _as_supervised(self, row: Any) -> Any:
-        """Return a row with prompt, target and answer. Other rows are unchanged, and the reader rejects them."""
+        """Return a row with prompt, target and answer. A row of another form is unchanged; the reader rejects it."""
         if not (isinstance(row, dict) and isinstance(row.get("question"), str) and isinstance(row.get("answer"), str)):
             return row
         solution, _, answer = row["answer"].rpartition(MARK)

@@ -61,7 +61,7 @@ class Part:
         return None
 
     def content(self, local: Content | None) -> dict[str, Any]:
-        """Return the settings of the part, and its commit or a hash of its files. Their location is left out."""
+        """Return the part's settings, with its name and commit on the hub or the hash of its local files."""
         settings = {name: getattr(self, name) for name in ("subset", "split", "turns", "limit")}
         if local is None:
             return {**settings, "path": self.path, "revision": self.revision}
@@ -175,9 +175,9 @@ class Hub:
 
 
 def split_off(train: list[Example], test: list[Example], validation: float) -> dict[Split, list[Example]]:
-    """Remove the test's prompts from training, and hold out a fraction of the others for validation."""
-    tested = {key_of_content(example.prompt) for example in test}
-    remaining = [example for example in train if key_of_content(example.prompt) not in tested]
+    """Remove the test prompts from training, and hold out a fraction of the remaining prompts for validation."""
+    test_keys = {key_of_content(example.prompt) for example in test}
+    remaining = [example for example in train if key_of_content(example.prompt) not in test_keys]
     if removed := len(train) - len(remaining):
         log.warning("data.train: removed %d rows whose prompt is in data.test", removed)
     kept, held_out = hold_out(remaining, validation)

@@ -20,8 +20,8 @@ from selfcontrast.store.content import Content, note, noted
 VERSION = 2  # raise it if the same file and settings give other examples
 MIN_PROMPTS = 8
 SETTING = "data.path"
-MAX_RATIO = 200  # compression by gzip: text has 3 to 20, a decompression bomb about 1000
-ANY_RATIO = 2**24  # bytes up to which the ratio is not limited
+MAX_RATIO = 200  # gzip's compression ratio: text has 3 to 20, a decompression bomb about 1000
+ANY_RATIO = 2**24  # up to this many decompressed bytes, any ratio is accepted
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 
 log = logging.getLogger(__name__)
@@ -32,11 +32,11 @@ class Jsonl:
     """A file of supervised rows. The first row's columns decide their format (`formats.FORMATS`).
 
     Rows with the same prompt are in the same split (see `split_by_prompt`). Rows with the same prompt and target
-    become one example with all their rejected answers; exact duplicates are dropped. The id is the row's own
-    `id`, or else a hash of prompt and target.
+    become one example with all their rejected answers; exact duplicates are dropped. The example's id is the row's
+    `id`; without that column, it is a hash of prompt and target.
 
     Attributes:
-        path: .json (one array), .jsonl, either with .gz, or .parquet.
+        path: a file .json (one array), .jsonl, .json.gz, .jsonl.gz or .parquet.
         validation: fraction of the prompts, in (0, 1).
         test: fraction of the prompts, in (0, 1). The sum with `validation` is below 1.
         limit: number of usable rows to read; None for all.
@@ -63,7 +63,8 @@ class Jsonl:
     def load(self) -> dict[Split, list[Example]]:
         """Return the three splits, each in the file's order and none empty.
 
-        Raises `UserError` for an unusable file or row (counted from 1), and for fewer than 8 different prompts.
+        Raises `UserError` for an unusable file, for an unusable row (with its number, from 1), and for fewer than 8
+        different prompts.
         """
         dropped: Counter[str] = Counter()
         content = note(self, rows_file(self.path, SETTING))
@@ -86,7 +87,7 @@ class Jsonl:
         return f"{vars(self)['_locations'][id_]} of {self.path}"
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return the settings and the hash of the file, as loaded or else as it is now. The path is left out.
+        """Return the settings and the hash of the file; if it was loaded, of the loaded content. Leave out the path.
 
         Raises `UserError` if the file is missing.
         """
@@ -125,16 +126,16 @@ def split_by_prompt(examples: list[Example], validation: float, test: float) -> 
 def hold_out(examples: list[Example], fraction: float) -> tuple[list[Example], list[Example]]:
     """Return the remaining and the held-out examples. A fraction of the prompts is held out, chosen by hash.
 
-    At least one prompt is held out, and never all.
+    At least one of several prompts is held out, and at least one remains. A single prompt remains.
     """
     uniform = _uniform_of_prompts(examples)
     order = sorted(uniform, key=lambda key: (uniform[key], key))
     count = min(max(1, sum(u < fraction for u in uniform.values())), len(order) - 1)
     held_keys = set(order[:count])
     is_held_out = [key_of_content(example.prompt) in held_keys for example in examples]
-    marked = list(zip(examples, is_held_out, strict=True))
-    return [example for example, held_out in marked if not held_out], [
-        example for example, held_out in marked if held_out
+    pairs = list(zip(examples, is_held_out, strict=True))
+    return [example for example, held_out in pairs if not held_out], [
+        example for example, held_out in pairs if held_out
     ]
 
 

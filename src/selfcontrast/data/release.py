@@ -35,8 +35,8 @@ class Release:
     Attributes:
         root: the downloaded folder (`data` in the reference implementation).
         dataset: the data set's folder.
-        rows: its folder with the rows to train on.
-        test: its file with the prompts of the evaluation.
+        rows: folder of the training rows, in the data set's folder.
+        test: file of the evaluation prompts, in the data set's folder.
         validation: fraction of the training prompts, in (0, 1).
     """
 
@@ -60,8 +60,8 @@ class Release:
 
     def fingerprint(self) -> dict[str, Any]:
         contents: dict[str, Content] = vars(self).get("_noted") or self._contents()
-        content = {name: content.hash for name, content in contents.items()}
-        return {"source": "release", "version": VERSION, **content, "validation": self.validation}
+        hashes = {name: content.hash for name, content in contents.items()}
+        return {"source": "release", "version": VERSION, **hashes, "validation": self.validation}
 
     def _contents(self) -> dict[str, Content]:
         """Return the current content of `rows` and `test`."""
@@ -92,7 +92,10 @@ class Release:
 
 
 def _dialogue(row: Any) -> Any:
-    """Convert a row of Nectar's evaluation file, with a dialogue string and a `target`, to a row of Nectar."""
+    """Convert a row of Nectar's evaluation file, with a dialogue string and a `target`, to a row of Nectar.
+
+    Rows of any other form are returned unchanged.
+    """
     if not isinstance(row, dict) or "answers" in row or "target" not in row:
         return row
     if not str(row.get("prompt")).lstrip().startswith("Human:"):

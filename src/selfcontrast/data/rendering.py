@@ -1,8 +1,9 @@
 """Render messages as token ids, in the same way for training, sampling and evaluation.
 
-The prompt is the tokenizer's chat template up to and including the generation prompt. The response is what the template
-adds after it, up to and including the token that ends the turn, tokenized as the prompt's continuation. No token spans
-the two, so the boundary is the same in training (the response is known) and in sampling (it is not).
+The prompt is the tokenizer's chat template up to and including the generation prompt. The response is the text that the
+template adds after the generation prompt, up to and including the token that ends the turn. It is tokenized as the
+prompt's continuation. No token spans both, so training, which knows the response, and sampling, which does not, have
+the same boundary.
 """
 
 import re
@@ -18,17 +19,17 @@ from selfcontrast.errors import UserError
 # generation prompt, and the answer begins right after it. Other templates ignore it.
 NO_THINKING = {"enable_thinking": False}
 # Templates such as Llama 3's write today's date into the prompt. A job must render the same prompts tomorrow, and no
-# artifact key holds the date. So the date is fixed to the default of Llama 3.2's template without a clock.
+# artifact key holds the date. So every date is the one that Llama 3.2's template uses if it has no clock.
 TODAY = datetime(2024, 7, 26)
 DIRECTIVES = ("A", "a", "B", "b", "c", "D", "d", "F", "H", "I", "j", "M", "m", "p", "S", "T", "X", "x", "Y", "y")
-CLOCK = "strftime_now"  # the function that gives a template the time
+CLOCK = "strftime_now"  # the function from which a template gets the time
 RANDOM = ("random", "lipsum")  # the filter and the function of Jinja that return a random text
-ADDRESS = re.compile(r" at 0x[0-9a-f]+>")  # in the repr of a function or generator; differs in every process
+ADDRESS = re.compile(r" at 0x[0-9a-f]+>")  # the address in the repr of a function; it differs in every process
 PROBE: list[Message] = [{"role": "user", "content": "ping"}]
 
 
 def repeatable(template: str | dict[str, str]) -> str | dict[str, str]:
-    """Return a chat template that renders the same every time: if it reads the clock, it gets `TODAY`.
+    """Return a chat template that renders the same text every time. A template that reads the clock reads `TODAY`.
 
     transformers' sandbox keeps no state of a template from one rendering to the next.
 
@@ -42,7 +43,7 @@ def repeatable(template: str | dict[str, str]) -> str | dict[str, str]:
         return {name: str(repeatable(each)) for name, each in template.items()}
     if _uses_random(template):
         raise UserError(
-            "the chat template draws at random, so a prompt would differ every time. Set one that does not with "
+            "the chat template draws at random, so a prompt would differ every time. Set another template with "
             "model.chat_template=FILE."
         )
     if CLOCK not in template or template.startswith(FIXED):
@@ -51,12 +52,12 @@ def repeatable(template: str | dict[str, str]) -> str | dict[str, str]:
 
 
 def _uses_random(template: str) -> bool:
-    """Return whether a template names an item of `RANDOM`: as a filter, a function or, for `map`, a string."""
+    """Return True if a template names an item of `RANDOM`: as a filter, a function, or a string as in map('random')."""
     from jinja2 import Environment, TemplateError, nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser
 
-    class Generation(Extension):  # transformers' own block
+    class Generation(Extension):  # a block that transformers adds to Jinja
         tags = {"generation"}  # noqa: RUF012  # as Jinja declares it
 
         def parse(self, parser: Parser) -> list[nodes.Node]:
@@ -66,7 +67,7 @@ def _uses_random(template: str) -> bool:
     try:
         tree = Environment(extensions=[Generation, loopcontrols]).parse(template)
     except TemplateError:
-        return False  # rendering it reports the error
+        return False  # rendering the template reports the error
     names: list[Any] = [node.name for node in tree.find_all(nodes.Filter)]
     names += [node.name for node in tree.find_all(nodes.Name)]
     names += [node.value for node in tree.find_all(nodes.Const)]
@@ -76,19 +77,19 @@ def _uses_random(template: str) -> bool:
 def refuse_addresses(text: str, messages: Sequence[Message]) -> None:
     """Raise `UserError` if a rendered dialogue shows a memory address.
 
-    A template shows one if it omits the parentheses of a call, or `|list` after a filter such as `map`.
+    A template shows an address if it omits the parentheses of a call, or `|list` after a filter such as `map`.
     """
     in_messages = {address for message in messages for address in ADDRESS.findall(message["content"])}
     if addresses := set(ADDRESS.findall(text)) - in_messages:
         start = text.index(min(addresses))
         raise UserError(
             f"the chat template shows an object instead of its text (…{text[max(0, start - 60) : start + 20]!r}…), "
-            "which differs in every process. Correct the template."
+            "whose address differs in every process. Correct the template."
         )
 
 
 def _fixed_clock() -> str:
-    """Return a macro that replaces transformers' function. Servers and lm-eval get it with the template."""
+    """Return a macro that replaces transformers' `strftime_now`. Servers and lm-eval get it with the template."""
     days = "".join(f"|replace('%{d}', '{TODAY.strftime(f'%{d}')}')" for d in DIRECTIVES)
     return f"{{% macro {CLOCK}(format) %}}{{{{ format{days} }}}}{{% endmacro %}}{{{{ '' }}}}"
 
@@ -130,15 +131,15 @@ class Renderer:
         """
         prompt, response = self._text(messages), self._response_text(messages, target.strip())
         prompt_ids, full = self._tokenize(prompt), self._tokenize(prompt + response)
-        # Tokenize the response as the prompt's continuation, as a model writes it. Only if a token spans both, tokenize
-        # it alone: tokenizers such as Llama's then mark its first word as the beginning of a text.
+        # Tokenize the response as the prompt's continuation, as a model writes it. Tokenize it alone only if a token
+        # spans both, because tokenizers such as Llama's mark the first word of a separate text.
         ids = full[len(prompt_ids) :] if full[: len(prompt_ids)] == prompt_ids else self._tokenize(response)
         ends = [i for i, token in enumerate(ids) if token in self.end_ids]
         # Templates may add a newline after the end of the turn. Sampling stops before it, so training must too.
         return ids[: ends[0] + 1] if ends else [*ids, self.tokenizer.eos_token_id]
 
     def example(self, example: Example) -> tuple[list[int], list[int]]:
-        """Return the token ids of an example's prompt and target, the latter empty without a target.
+        """Return the token ids of an example's prompt and of its target; [] for an example without target.
 
         Raise `UserError` with the example's id on failure.
         """
@@ -149,9 +150,9 @@ class Renderer:
             raise UserError(f"the row {example.id}: {error}") from error
 
     def as_read(self, example: Example) -> Example:
-        """Return the example with each answer replaced by the text of its tokens, like the text of a sampled candidate.
+        """Return the example with each answer tokenized and decoded again, like the text of a sampled candidate.
 
-        The text differs if an answer spells a special token: an end token cuts it, others are removed.
+        The text changes if an answer spells a special token: an end token cuts the answer, other ones are removed.
         """
         if not example.has_target:
             return example  # without a target it has no rejected answers
@@ -169,7 +170,7 @@ class Renderer:
         return str(self.tokenizer.decode(list(response_ids), skip_special_tokens=True)).strip()
 
     def cut_at_unknown(self, response_ids: Sequence[int]) -> list[int]:
-        """Return the ids before the first one that is not in the tokenizer, or an end token if none are left.
+        """Return the ids before the first id that is not in the tokenizer; one end token if no id is left.
 
         Models pad their vocabularies, and a sampler may draw a padding id, which has no text.
         """
@@ -202,7 +203,7 @@ class Renderer:
         if not full.startswith(prompt) or not response.lstrip().startswith(target.strip()):
             raise UserError(
                 "the chat template has no generation prompt that ends where the answer begins "
-                f"(prompt …{prompt[-40:]!r}, answer {response[:40]!r}…). Set another with model.chat_template=FILE."
+                f"(prompt …{prompt[-40:]!r}, answer {response[:40]!r}…). Use another one: model.chat_template=FILE."
             )
         return response
 

@@ -34,12 +34,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """The settings of reading rows.
+    """The settings for reading rows.
 
     Attributes:
         limit: number of usable rows to read; None for all.
-        turns: maximum number of user messages in a prompt. Longer dialogues are cut to that many, and the assistant's
-            answer to the last of them is the target. None for no maximum.
+        turns: maximum number of user messages in a prompt. A longer dialogue is cut after that many, and the
+            assistant's answer to the last remaining one is the target. None for no maximum.
         answer_column: the column whose text or number becomes `Example.answer`; None for no column. Rows may lack it.
         lenient: drop and count malformed rows too, as for published data sets, which the user cannot correct.
         optional: read a row whose answer is missing or null as an example without target (`Example.has_target`), unless
@@ -86,11 +86,11 @@ def read_examples(
             parsed = _first_turns(full, options.turns)
             key = key_of_content([parsed.prompt, parsed.target])
             example = replace(_example(row, parsed, key), has_target=prompt_alone is None)
-            if parsed is full:  # the reference answer belongs to the full dialogue, not to its first turns
+            if parsed is full:  # the answer column belongs to the full dialogue, not to its first turns
                 example = replace(example, answer=_answer(row, options.answer_column))
             if example.id in examples and key not in id_of_content:
-                taken = f"id '{example.id}' is taken by an earlier row"
-                raise RowError(taken, "Make ids unique, or rename the column 'id'.")
+                problem = f"id '{example.id}' is taken by an earlier row"
+                raise RowError(problem, "Make ids unique, or rename the column 'id'.")
         except SkippedRow as reason:
             dropped[str(reason)] += 1
             continue
@@ -122,10 +122,10 @@ def read_examples(
 
 
 def _parse(row: Row, prompt_alone: list[Message] | None, parse: Callable[[Row], ParsedRow] | None) -> ParsedRow:
-    """Parse a row by its format, or as its prompt alone if it has no answer."""
+    """Parse a row with its format's parser. If the row has no answer, return its prompt alone."""
     if prompt_alone is not None:
         return ParsedRow(prompt_alone, "", "")
-    assert parse is not None, "recognised"
+    assert parse is not None, "the format was recognised before"
     return parse(row)
 
 
@@ -146,7 +146,7 @@ def with_rejected(example: Example, rejected: Sequence[str]) -> Example:
 
 
 def reasons(dropped: Counter[str]) -> str:
-    """Format the dropped rows, the most frequent reason first: "an empty turn: 3, exact duplicate: 1"."""
+    """Format the counts of dropped rows, the most frequent reason first: "an empty turn: 3, exact duplicate: 1"."""
     return ", ".join(f"{reason}: {count}" for reason, count in dropped.most_common())
 
 
@@ -156,7 +156,7 @@ def key_of_content(content: object) -> str:
 
 
 def _first_turns(parsed: ParsedRow, turns: int | None) -> ParsedRow:
-    """Cut a longer dialogue to its first turns. A cut dialogue has no rejected answer."""
+    """Cut a dialogue after `turns` user messages, if it has more. A cut dialogue has no rejected answer."""
     user_messages = [i for i, message in enumerate(parsed.prompt) if message["role"] == "user"]
     if turns is None or len(user_messages) <= turns:
         return parsed

@@ -13,7 +13,7 @@ from selfcontrast.errors import UserError, printable
 
 log = logging.getLogger(__name__)
 
-RENDER_ALL = 20_000  # a larger split is checked by one example of each sequence of roles
+RENDER_ALL = 20_000  # in a larger split, only one example of each sequence of roles is rendered
 EXCERPT = 60  # characters of a row in an error
 
 
@@ -49,12 +49,12 @@ def drop_unrenderable(
 
 
 def one_per_role_sequence(examples: Sequence[Example]) -> list[Example]:
-    """Return the first example of each sequence of roles, since a template may treat them differently."""
+    """Return the first example of each sequence of roles, since a template may treat sequences differently."""
     return list({tuple(m["role"] for m in full_dialogue(example)): example for example in reversed(examples)}.values())
 
 
 def full_dialogue(example: Example) -> list[Message]:
-    """Return the example's messages up to the last one to answer. Played turns get a placeholder answer."""
+    """Return the example's messages up to the last user message. Each earlier played turn gets a placeholder answer."""
     messages = list(example.prompt)
     for turn in example.turns[1:]:
         messages += [{"role": "assistant", "content": example.target or "…"}, {"role": "user", "content": turn}]
@@ -62,7 +62,7 @@ def full_dialogue(example: Example) -> list[Message]:
 
 
 def _failures(renderer: Renderer, examples: Sequence[Example]) -> Iterator[tuple[str, str]]:
-    """Yield the id of each row that fails, and the reason."""
+    """Yield the id of each row that fails, and the reason. A row that is not rendered fails if its roles failed."""
     reason_by_roles: dict[tuple[str, ...], str] = {}
     chosen = {id(e) for e in (examples if len(examples) <= RENDER_ALL else one_per_role_sequence(examples))}
     for example in examples:
@@ -86,7 +86,7 @@ def _excerpt(example: Example) -> str:
 
 
 def check_tokenizer(tokenizer: Any, setting: str, examples: Sequence[Example]) -> None:
-    """Render an answered dialogue of each sequence of roles, as reward models read them.
+    """Render one answered dialogue of each sequence of roles, as a reward model reads it.
 
     Raises:
         UserError: for a tokenizer without a chat template, or a dialogue on which the template fails.

@@ -1,9 +1,9 @@
 """Grade a response to the built-in data exactly, from the specification in `Example.reference`.
 
 The score is the weighted fraction of right slots. If one of the form's templates matches the response, the match gives
-its slots, and the additional slot `form` is right if the fillers are known ones. In any other response, a slot is right
-if the text contains a right value and no other value of that slot, so naming all values earns nothing; that response's
-score is halved.
+the value of each slot, and the additional slot `form` is right if the fillers are known. In any other response, `form`
+is wrong, a slot is right if the text contains a right value and no wrong value of that slot (so naming all values earns
+nothing), and the score is halved.
 """
 
 import json
@@ -19,7 +19,7 @@ from selfcontrast.errors import UserError
 FORM = "form"
 FORM_WEIGHT = 1
 LOOSE_CREDIT = 0.5
-# No right response is longer than 200 characters. Longer texts than this score 0.
+# No right response is longer than 200 characters. A text with more than MAX_CHARACTERS scores 0.
 MAX_CHARACTERS = 400
 
 
@@ -34,7 +34,7 @@ class Grade:
 def grade(reference: str, response: str, turn: int = -1) -> Grade:
     """Grade `response` as the answer to played turn `turn` of the dialogue that `reference` specifies.
 
-    The grade depends on the specification alone, not on earlier answers.
+    The grade depends on the specification and the response alone, not on earlier answers.
     """
     spec = _turns(reference)[turn]
     form, want = FORMS[spec["form"]], spec["want"]
@@ -57,7 +57,7 @@ class BuiltinVerifier:
         return grade(example.reference, response, turn).score
 
     def details(self, example: Example, response: str, turn: int = -1) -> dict[str, bool]:
-        """Return for each slot whether it is right."""
+        """Return True for each right slot, False for each wrong one."""
         return dict(grade(example.reference, response, turn).slots)
 
 
@@ -73,8 +73,8 @@ def _turns(reference: str) -> list[dict[str, Any]]:
 
 
 def _read(form: Form, want: Want, values: Mapping[str, str]) -> dict[str, bool]:
-    known = all(values[hole] in pool for hole, pool in form.fillers.items() if hole in values)
-    return {slot: values[slot] in right for slot, right in want.items()} | {FORM: known}
+    fillers_known = all(values[hole] in pool for hole, pool in form.fillers.items() if hole in values)
+    return {slot: values[slot] in right for slot, right in want.items()} | {FORM: fillers_known}
 
 
 def _loose(form: Form, want: Want, text: str) -> Grade:

@@ -31,8 +31,8 @@ from selfcontrast.store import NOT_IN_KEY
 
 # Environment variables for Ray and the processes that it starts. Values that the user has set are kept.
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
-# A cluster on this machine listens on loopback only (the variable is named after the systems where this is Ray's
-# default). It requires a token, because other users of the machine can reach loopback too.
+# A cluster on this machine listens on loopback only: the first variable sets this, and its name has the systems where
+# it is Ray's default. The cluster requires a token, because other users of the machine can reach loopback too.
 PRIVATE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
@@ -84,7 +84,7 @@ class Ray:
         if needed > cores:
             raise UserError(
                 f"engine.actors={self.actors}, engine.cpus_per_actor={self.cpus_per_actor:g}: {needed:g} cores "
-                f"are needed, but this machine has {cores}. Use fewer, or a cluster with engine.address=auto."
+                f"are needed, but this machine has {cores}. Lower them, or use a cluster with engine.address=auto."
             )
 
     def run(self, task: Task, shards: Sequence[Shard], device: str, label: str, unit: str) -> None:
@@ -109,7 +109,7 @@ class Ray:
         minimum, maximum = self._bounds
         rows = [{"file": str(s.file.absolute()), "items": pickle.dumps(s.items), "weight": s.weight} for s in missing]
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*ray_remote_args")  # the only way to set max_restarts so far
+            warnings.filterwarnings("ignore", ".*ray_remote_args")  # they are the only way to set max_restarts so far
             results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                 Actor,
                 fn_constructor_args=(task, "cuda" if gpus else "cpu", Path.cwd()),
@@ -135,7 +135,7 @@ class Ray:
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """Connect to Ray. Disconnect at the end, and stop a cluster that was started here."""
+        """Connect to Ray. Disconnect at the end; stop the cluster if this call started it."""
         for name, value in {**QUIET, **(PRIVATE if self.address is None else {})}.items():
             os.environ.setdefault(name, value)
         import ray
@@ -162,11 +162,11 @@ class Ray:
 
 
 class Actor:
-    """A Ray actor. It opens the model for its first shard. Ray Data creates one in each of its processes."""
+    """A Ray actor, which opens the model for its first shard. Ray Data creates one actor per worker process."""
 
     def __init__(self, task: Task, device: str, folder: Path) -> None:
         self.task, self.device, self.folder = task, device, folder
-        self.opened = ExitStack()
+        self.resources = ExitStack()
         self.work: Worker | None = None
         self.records: SimpleQueue[logging.LogRecord] = SimpleQueue()
 
@@ -187,13 +187,13 @@ class Actor:
                     f"engine=ray: {folder} does not exist on {socket.gethostname()}. "
                     "All machines must share the store and the folder that train.py is started in."
                 )
-        if file.exists():  # an earlier actor was lost after writing it
+        if file.exists():  # an earlier actor wrote the file and was then lost
             return
         if self.work is None:
             logging.getLogger().addHandler(QueueHandler(self.records))
             os.chdir(self.folder)  # for relative paths
-            self.work = self.opened.enter_context(self.task.open(self.device))
+            self.work = self.resources.enter_context(self.task.open(self.device))
         write_table(file, self.work(pickle.loads(items)))
 
     def __del__(self) -> None:
-        self.opened.close()
+        self.resources.close()

@@ -80,9 +80,9 @@ class Engine(Protocol):
 
 
 def unfinished(shards: Sequence[Shard]) -> list[Shard]:
-    """Return the shards without a file. A damaged file is logged, deleted and counts as missing.
+    """Return the shards without a file. A damaged file is logged and deleted, and counts as missing.
 
-    It lists folders instead of testing files, because a network file system may cache that a file does not exist.
+    Folders are listed instead of testing files, because a network file system may cache that a file does not exist.
     """
     files = {file for folder in {shard.file.parent for shard in shards} for file in folder.glob("*")}
     for shard in shards:
@@ -99,7 +99,7 @@ def progress(
 ) -> Iterator[Callable[[int], None]]:
     """Yield a function to call with the weight of each finished shard.
 
-    Work of an earlier attempt counts as done, but not in the rate.
+    The bar shows the work of an earlier attempt as done, but the rate does not include it.
     """
     total, remaining = sum(s.weight for s in shards), sum(s.weight for s in missing)
     with tqdm(total=total, initial=total - remaining, desc=label, unit=unit, disable=None) as bar:

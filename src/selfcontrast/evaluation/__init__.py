@@ -1,1 +1,1 @@
-"""Scores with intervals: decoding, judges, benchmarks, statistics."""
+"""Evaluate policies: sample answers, judge them, run benchmarks, and compute scores with intervals."""

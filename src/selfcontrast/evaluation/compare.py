@@ -53,7 +53,7 @@ class Row(TypedDict):
     """The numbers of one system at one decoding.
 
     Attributes:
-        nll: mean -log p of a response, in nats. At temperature 1 it estimates the policy's entropy.
+        nll: mean -log p of a response, in nats. At temperature 1 and top_p 1 it estimates the policy's entropy.
         tokens: mean tokens of a response.
         difference, p_value, win_rate, against_best: comparisons with the baseline; absent from the baseline's rows.
     """
@@ -114,7 +114,7 @@ class Comparison(TypedDict):
     """The comparison of a run's systems.
 
     Attributes:
-        measure: "score" if a verifier graded the answers. Else "similarity", the cosine to the target, a proxy.
+        measure: "score" if a verifier graded the answers; otherwise "similarity", the cosine to the target, a proxy.
         rows: one per system and decoding.
         contamination: absent from results of early releases.
     """
@@ -150,11 +150,11 @@ def compare(
         "seed": settings.seed,
     }
     rows = _rows(answers, settings.ways, measure, options, baseline)
-    first = settings.ways[0].name
+    first_decoding = settings.ways[0].name
     categories = [
         CategoryRow(system=name, category=str(category), mean=mean_of(part, measure, options))
         for name in systems
-        for category, part in dialogues(answers[name], first, measure).groupby("category")
+        for category, part in dialogues(answers[name], first_decoding, measure).groupby("category")
         if category
     ]
     per_token = [
@@ -177,8 +177,8 @@ def by_prompt(systems: Mapping[str, Path], settings: Evaluation) -> dict[str, An
     order of `ids`.
     """
     answers = read_answers(systems)
-    first = next(iter(answers.values()))
-    measure = measure_of(first)
+    first_system = next(iter(answers.values()))
+    measure = measure_of(first_system)
 
     def means(frame: pd.DataFrame, decoding: str) -> pd.Series:
         return dialogues(frame, decoding, measure).groupby("id")["value"].mean().sort_index()
@@ -187,7 +187,7 @@ def by_prompt(systems: Mapping[str, Path], settings: Evaluation) -> dict[str, An
         name: {way.name: means(frame, way.name).round(6).tolist() for way in settings.ways}
         for name, frame in answers.items()
     }
-    return {"ids": sorted(first["id"].unique().tolist()), "means": by_system}
+    return {"ids": sorted(first_system["id"].unique().tolist()), "means": by_system}
 
 
 def read_answers(systems: Mapping[str, Path]) -> dict[str, pd.DataFrame]:
@@ -222,7 +222,7 @@ def _rows(
                 decoding=way.name,
                 temperature=way.temperature,
                 mean=mean_of(scored, measure, options),
-                # At temperature 1, -log p is an unbiased estimate of the entropy; otherwise it is only descriptive.
+                # At temperature 1 and top_p 1, this is an unbiased estimate of the policy's entropy.
                 nll=float(-scored["log_prob"].mean()),
                 tokens=float(scored["tokens"].mean()),
             )
@@ -254,16 +254,16 @@ def bounds_of(interval: Interval) -> Bounds:
 
 
 def mean_of(scored: pd.DataFrame, measure: str, options: dict[str, Any]) -> Bounds:
-    """Return the mean with its interval. Scores are in [0, 1]; their interval has a width even if all scores are 1."""
+    """Return the mean with its interval, which for scores in [0, 1] has a width even if all scores are equal."""
     if measure == "score":
         return bounds_of(rate_interval(scored["value"], scored["id"], confidence=options["confidence"]))
     return bounds_of(mean_interval(scored["value"], scored["id"], **options))
 
 
 def _win_rate(system: pd.DataFrame, base: pd.DataFrame, options: dict[str, Any]) -> Bounds:
-    both = system.merge(base, on=["id", "sample"], suffixes=("", "_base"))
-    wins = (both["value"] > both["value_base"]) + 0.5 * (both["value"] == both["value_base"])
-    return bounds_of(win_rate(wins, both["id"], confidence=options["confidence"]))
+    paired = system.merge(base, on=["id", "sample"], suffixes=("", "_base"))
+    wins = (paired["value"] > paired["value_base"]) + 0.5 * (paired["value"] == paired["value_base"])
+    return bounds_of(win_rate(wins, paired["id"], confidence=options["confidence"]))
 
 
 def _paired(system: pd.DataFrame, base: pd.DataFrame, options: dict[str, Any]) -> Paired:

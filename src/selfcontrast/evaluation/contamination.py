@@ -35,7 +35,7 @@ FILE = "contamination.parquet"
 UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # Chinese and Japanese: each character is a word
 WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 
-_BLOCK = 4096  # training prompts that are compared with a whole benchmark at once
+_BLOCK = 4096  # number of training prompts that are compared with all prompts of a benchmark at once
 
 Numbers = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -46,7 +46,8 @@ class Contamination:
     """The rules that decide whether a benchmark prompt counts as seen in training.
 
     Attributes:
-        ngram: words per n-gram, at least 2. A shorter prompt is flagged only by a training prompt with the same words.
+        ngram: words per n-gram, at least 2. A shorter prompt has n-grams in common only with a training prompt of the
+            same words.
         containment: minimum fraction of the prompt's n-grams in one training prompt to flag it, in (0, 1].
         similarity: minimum cosine to the nearest training prompt's embedding to flag it, in (0, 1]; None computes no
             embeddings.
@@ -95,7 +96,7 @@ def check_benchmarks(
     table.to_parquet(folder / FILE)
     counts = table.groupby("benchmark", sort=False)["flagged"].agg(["size", "sum"])
     columns = {"prompts": counts["size"], "flagged": counts["sum"]}
-    return {f"{name}/{what}": int(count) for what, column in columns.items() for name, count in column.items()}
+    return {f"{name}/{kind}": int(count) for kind, column in columns.items() for name, count in column.items()}
 
 
 def find_contamination(

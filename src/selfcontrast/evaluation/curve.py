@@ -57,7 +57,7 @@ class Curve(TypedDict):
 
 
 def bounds_in(point: CurvePoint) -> dict[str, Bounds]:
-    """Return those numbers of a point that have an interval, by name."""
+    """Return the numbers of a point that have an interval, by name."""
     return {
         "score": point["score"],
         "kl": point["kl"],

@@ -39,7 +39,7 @@ def messages_of(example: Example, replies: Sequence[str]) -> list[Message]:
 
 @dataclass(frozen=True)
 class DialogueSampler:
-    """A sampler of a policy's answers, to single prompts and turn by turn to dialogues."""
+    """A sampler of a policy's answers to single prompts and, turn by turn, to dialogues."""
 
     responder: Responder
     model: Path

@@ -1,13 +1,13 @@
 """The divergence stage: estimate the policy's distance from the fine-tuned model, KL(policy || SFT), and its entropy.
 
 A policy can score higher because it is better, because it is sharper (lower entropy), or because it moved farther from
-SFT. Both numbers are estimated on the answers that the evaluate stage sampled at temperature 1. Policy and reference
+SFT. KL and entropy are estimated on the answers that the evaluate stage sampled at temperature 1. Policy and reference
 score the same packed rows in the same arithmetic. The sampler's log-probabilities are not used: they come from other
-arithmetic, and that deviation would look like a difference between the models.
+arithmetic, and its rounding would look like a difference between the models.
 
 An answer that was cut at `max_new_tokens` counts with the tokens before the cut. So the numbers are for answers of at
-most that length. Token ids beyond the tokenizer's (padding of the vocabulary) are never sampled. Their probability is
-not removed here: it is negligible in a trained model.
+most that length. Token ids beyond the tokenizer's (padding of the vocabulary) are never sampled. The log-probabilities
+are not corrected for them, since their probability is negligible in a trained model.
 """
 
 from collections import defaultdict

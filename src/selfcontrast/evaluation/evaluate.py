@@ -1,6 +1,6 @@
 """The evaluate stage: grade one policy's answers, score the targets' likelihood, and run lm-eval's tasks.
 
-No policies are compared here, so a policy's scores are computed once, whatever it is compared with later.
+This stage compares no policies. So a policy's scores are computed once and used in all later comparisons.
 """
 
 import json
@@ -44,8 +44,8 @@ from selfcontrast.store import NOT_IN_KEY, RESUME
 if TYPE_CHECKING:
     from selfcontrast.evaluation.benchmarks.benchmark import Benchmark
 else:
-    # Importing it would also import judges and statistics. They do not affect this stage, but the store would record
-    # them as this stage's code.
+    # An import of `Benchmark` would also import judges and statistics. They do not affect this stage, but the store
+    # would record them as this stage's code.
     # `selfcontrast.config` checks that each benchmark has the methods of a `Benchmark`.
     Benchmark = Any
 
@@ -149,7 +149,7 @@ class Evaluation:
 
 
 def _priced(benchmark: Any) -> bool:
-    """Return whether the benchmark's judge has a price."""
+    """Return True if the benchmark's judge has a price."""
     judge = getattr(benchmark, "judge", None)
     return judge is not None and judge.cost([]) is not None
 
@@ -159,7 +159,7 @@ class Policy:
     """The evaluated policy.
 
     Attributes:
-        label: its name in the job.
+        label: the policy's name in the job.
         folder: the model's folder.
         dtype: the type in which the model's weights are loaded.
     """
@@ -181,7 +181,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Write answers with their scores, target likelihoods and lm-eval's results to `folder`.
 
-    Without a verifier, an answer has its cosine similarity to the target instead of a score. Reports call it a proxy.
+    Without a verifier, each answer gets its cosine similarity to the target instead of a score, as a proxy.
 
     Raises:
         UserError: for a score, similarity or log-probability that is not finite; the message names the example.

@@ -9,7 +9,9 @@ from selfcontrast.errors import UserError
 
 
 def check_finite(name: str, ids: Iterable[Any], values: Any, minimum: float = -np.inf, maximum: float = np.inf) -> None:
-    """Raise `UserError` if a value is NaN, infinite, or outside [minimum, maximum]: a mean of the rest would be wrong.
+    """Raise `UserError` if a value is NaN, infinite, or outside [minimum, maximum].
+
+    Such a value is never left out: the mean of the remaining values would be wrong.
 
     Args:
         name: description of the values, such as "the reward of the answer".
@@ -19,9 +21,9 @@ def check_finite(name: str, ids: Iterable[Any], values: Any, minimum: float = -n
     numbers = np.asarray(values, dtype=np.float64)
     wrong = ~np.isfinite(numbers) | (numbers < minimum) | (numbers > maximum)
     if wrong.any():
-        first = int(np.flatnonzero(wrong)[0])
+        index = int(np.flatnonzero(wrong)[0])
         bounds = f" in [{minimum:g}, {maximum:g}]" if np.isfinite([minimum, maximum]).all() else ""
         raise UserError(
-            f"{name} to example {list(ids)[first]!r} is {numbers[first]:g}. {int(wrong.sum())} of {len(numbers)} "
-            f"values are not finite numbers{bounds}. Fix what computes them and run the same command again."
+            f"{name} to example {list(ids)[index]!r} is {numbers[index]:g}. {int(wrong.sum())} of {len(numbers)} "
+            f"values are not finite numbers{bounds}. Remove the cause and run the same command again."
         )

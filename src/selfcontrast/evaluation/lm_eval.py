@@ -1,4 +1,4 @@
-"""The settings of lm-evaluation-harness, checked before anything is computed."""
+"""Define the settings of lm-evaluation-harness, and check them before anything is computed."""
 
 import hashlib
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def files_hash(paths: dict[str, str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class LmEval:
-    """The tasks to run, and how.
+    """The tasks to run, and their settings.
 
     Attributes:
         tasks: names of files in `evaluation/lm_eval/`, or of lm-eval's own tasks, groups and tags; empty for none.
@@ -45,9 +45,9 @@ class LmEval:
             instead of the hub's data.
         limit: documents per task; None for all.
         fewshot: examples before each document; None for the task's own number. Tasks in `local` have none.
-        apply_chat_template: whether prompts are rendered as chats.
-        max_length: bound on the tokens of a held-out prompt and a response together; longer ones are left out.
-        confirm_run_unsafe_code: whether tasks may run code that the model wrote.
+        apply_chat_template: True to render prompts as chats.
+        max_length: bound on the tokens of a held-out prompt and a response together; longer documents are left out.
+        confirm_run_unsafe_code: True to allow tasks that run code that the model wrote.
         batch_size: sequences per batch, with `HF`; vLLM makes its own batches.
         backend: the `selfcontrast.generators.hf.HF` or `selfcontrast.generators.vllm.VLLM` that runs the model.
 
@@ -92,11 +92,11 @@ class LmEval:
         """Raise `UserError` if one of lm-eval's tasks generates at least as many tokens as the model has positions."""
         for task in self.tasks:
             for config in [] if has_file(task) else builtin_configs(task):
-                longest = (config.get("generation_kwargs") or {}).get("max_gen_toks", 0)
-                if longest >= positions:
+                max_new_tokens = (config.get("generation_kwargs") or {}).get("max_gen_toks", 0)
+                if max_new_tokens >= positions:
                     raise UserError(
-                        f"evaluation.lm_eval.tasks={task}: the task generates up to {longest} tokens, and the model "
-                        f"has {positions} positions. Remove the task, or use a model with more positions."
+                        f"evaluation.lm_eval.tasks={task}: the task generates up to {max_new_tokens} tokens, and the "
+                        f"model has {positions} positions. Remove the task, or use a model with more positions."
                     )
 
     def fingerprint(self) -> dict[str, Any]:
@@ -121,13 +121,13 @@ class LmEval:
         if self.fewshot:
             raise UserError(
                 f"evaluation.lm_eval.fewshot={self.fewshot}: {path} holds the documents of {task}, but no few-shot "
-                "examples. Use 0 or null; both show no examples here."
+                "examples. Use 0 or null; with local documents, both show no examples."
             )
 
     def _check_examples(self, task: str) -> None:
         """Reject few-shot examples for a task file that names no split for them.
 
-        lm-eval would take them from the test documents, even the question itself with its answer.
+        lm-eval would take the examples from the test documents, perhaps even the question itself with its answer.
         """
         config = read_task(task)
         default = config.get("num_fewshot")
@@ -159,9 +159,9 @@ class LmEval:
                     f"pip install {'-e ' if 'ifeval' in task else ''}{extra}"
                 ) from error
             except Exception as error:  # any library that loads data may raise
-                first = (str(error).strip() or type(error).__name__).splitlines()[0]
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise UserError(
-                    f"evaluation.lm_eval.tasks={task}: its data cannot be loaded ({first}). Download the data once on "
+                    f"evaluation.lm_eval.tasks={task}: its data cannot be loaded ({reason}). Download the data once on "
                     f"a machine with a network (into the folder HF_HOME), or name a file with "
                     f"+evaluation.lm_eval.local.{task}=FILE, or write a task file with dataset_kwargs.data_files "
                     "in evaluation/lm_eval."

@@ -16,8 +16,8 @@ Document = dict[str, Any]
 def choice_documents(examples: Sequence[Example], renderer: Renderer, max_length: int, seed: int) -> list[Document]:
     """Make multiple-choice documents: the choices are the prompt's target and up to three targets of other prompts.
 
-    Distractors come from prompts of the same category, or of all categories if that one has none. A document that does
-    not fit into `max_length` tokens is left out, since lm-eval would cut it silently.
+    Distractors come from prompts of the same category or, if none of them has a usable target, from all prompts. A
+    document that does not fit into `max_length` tokens is left out, since lm-eval would cut it silently.
     """
     rng = np.random.default_rng(seed)
     lengths = {e.target: len(renderer.response(e.prompt, e.target)) for e in examples}

@@ -67,7 +67,7 @@ def run_tasks(
 
 
 def _task_or_config(task: str, settings: LmEval) -> Any:
-    """Return a config for a task with a file or with local documents, else the task's name."""
+    """Return a config for a task with a file or with local documents, and the name of any other task."""
     if has_file(task):
         return read_task(task)
     return with_local_documents(task, settings.local[task]) if task in settings.local else task
@@ -81,9 +81,9 @@ def _evaluate(
 
     template = settings.apply_chat_template and not rendered
     by_name = any(isinstance(task, str) for task in tasks)
-    # A rendered query already holds its special tokens, whether it was rendered here or by lm-eval.
+    # A rendered query already holds its special tokens, whether this package or lm-eval rendered it.
     with open_lm(settings, model, renderer, device, special_tokens=not (rendered or template)) as lm:
-        lm.tokenizer.chat_template = renderer.tokenizer.chat_template  # this one does not insert today's date
+        lm.tokenizer.chat_template = renderer.tokenizer.chat_template  # it does not insert today's date
         results = simple_evaluate(
             model=lm,
             tasks=list(tasks),
@@ -159,7 +159,7 @@ def _exceeds(lm: Any, arguments: Sequence[Any]) -> bool:
 
 @contextmanager
 def _single_process() -> Iterator[None]:
-    """Keep lm-eval's bootstrap in this process, since a forked process would hold the model too. Hide its prints."""
+    """Keep lm-eval's bootstrap in this process, since a forked process would hold the model too. Hide its output."""
     before = os.environ.get("DISABLE_MULTIPROC")
     os.environ["DISABLE_MULTIPROC"] = "1"
     try:
@@ -175,7 +175,7 @@ def _single_process() -> Iterator[None]:
 def _plain_numbers(metrics: dict[str, Any]) -> dict[str, float]:
     """Keep the numbers of lm-eval's results, which also hold NumPy scalars, names and "N/A".
 
-    lm-eval calls a standard error "acc_stderr,none". Here it is "acc stderr".
+    lm-eval's name of a standard error, "acc_stderr,none", becomes "acc stderr".
     """
     numbers = {}
     for key, value in metrics.items():

@@ -30,7 +30,7 @@ class VllmLM(TemplateLM):
     Args:
         respond: sends requests to the engine.
         max_length: bound on the tokens of a prompt and its completion together.
-        special_tokens: whether the tokenizer adds special tokens to a text that does not begin with them.
+        special_tokens: True if the tokenizer adds special tokens to a text that does not begin with them.
     """
 
     max_gen_toks = 256  # default for a task without a limit, as in lm-eval's other models

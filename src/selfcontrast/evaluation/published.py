@@ -1,7 +1,7 @@
 """Compare published figures with measured ones. Users fill in the published figures, each with its source and page.
 
-The package ships no figures: the paper's tables were not available when it was written, and a figure without a source
-that readers can check is worse than no figure. Entries without a figure are not shown.
+The package ships no figures: the paper's tables were not available when the package was written, and a figure without
+a source that readers can check is worse than no figure. Entries without a figure are not shown.
 """
 
 from collections.abc import Mapping
@@ -24,12 +24,12 @@ class PublishedFigure:
     """A published number.
 
     Attributes:
-        system: its name in reports: SFT, or a method.
+        system: the system's name in reports: SFT, or a method.
         negatives: K; None for a method without K.
-        benchmark: its name in `evaluation.benchmarks`, or "lm_eval".
+        benchmark: the benchmark's name in `evaluation.benchmarks`, or "lm_eval".
         what: the measure, as in the benchmark's line; "TASK METRIC" for lm_eval.
         figure: the number as printed, fractions in percent; None if unknown.
-        source, page: where it is printed.
+        source, page: where the number is printed.
     """
 
     system: str
@@ -77,8 +77,8 @@ def _figure(entry: Any, where: str) -> PublishedFigure:
     try:
         figure = TypeAdapter(PublishedFigure).validate_python(entry)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}. Correct it.") from error
+        problem = error.errors()[0]
+        raise UserError(f"{where}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}. Correct it.") from error
     if figure.figure is not None and not (figure.source and figure.page):
         raise UserError(f"{where}: a figure needs source and page. Fill them in.")
     return figure

@@ -25,8 +25,8 @@ class Target:
 class BestOfN:
     """Choose the candidate with the highest score from the data's verifier or `filter.reward_model`.
 
-    Training on it alone is rejection-sampled fine-tuning (RFT, arXiv 2308.01825); against the lowest score it is
-    best-vs-worst.
+    Training on this candidate alone is rejection-sampled fine-tuning (RFT, arXiv 2308.01825). With the lowest-scored
+    candidate as its negative, the method is best-vs-worst.
     """
 
     target: ClassVar[bool] = False
@@ -42,8 +42,8 @@ class BestOfN:
 class Consensus:
     """Choose the candidate with the highest mean similarity to the prompt's other responses, repetitions included.
 
-    After ScPO (arXiv 2411.04109), which counts equal final answers; similarity does the same for free text. It needs
-    neither target nor score.
+    This follows ScPO (arXiv 2411.04109), which counts equal final answers; mean similarity replaces the count for free
+    text. The choice needs neither target nor score.
     """
 
     target: ClassVar[bool] = False
@@ -69,7 +69,7 @@ def check_chosen(chosen: Chosen, settings: Filter, samples: int, verified: bool)
 
     Args:
         samples: upper bound on the responses per prompt.
-        verified: whether the data has a verifier.
+        verified: True if the data has a verifier.
     """
     if not chosen.candidate:
         return

@@ -1,4 +1,4 @@
-"""The candidates of a prompt that may be chosen as y+, and the choice of the best of them."""
+"""Find the candidates of a prompt that may be chosen as y+, and choose the best one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 
 from selfcontrast.filters.pool import Floats, SampledPrompt, consensus
 
-PRECISION = 1e-6  # scores and cosines this close count as equal: they are stored in single and half precision
+PRECISION = 1e-6  # scores or cosines at most this far apart are ties: they are stored in single or half precision
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Chosen(Protocol):
 
     Attributes:
         target: True if the target is chosen.
-        candidate: True if a candidate is chosen. With `target`, both are, each in its own group.
+        candidate: True if a candidate is chosen. If `target` is True too, both are chosen, each in its own group.
         scored: True if the choice needs scores.
     """
 
@@ -41,7 +41,7 @@ class Chosen(Protocol):
     scored: ClassVar[bool]
 
     def value(self, contenders: Contenders) -> Floats:
-        """Return the value [n] whose maximum is chosen. Ties are broken at random with `Filter.seed`."""
+        """Return a value per contender [n]; the highest is chosen. Ties are broken at random with `Filter.seed`."""
         ...
 
 
@@ -87,7 +87,7 @@ def choose_best(
     scores = None if score_of is None else np.array([score_of[text] for text in texts], dtype=np.float32)
     value = chosen.value(Contenders(scores, consensus(sampled, np.array(rows, dtype=np.intp))))
     highest = np.flatnonzero(value >= value.max() - PRECISION)
-    stream = [*seed, 2]  # independent of the draw (no suffix) and of `selectors.Random` (1)
+    stream = [*seed, 2]  # the suffix differs from those of the draw (none) and of `selectors.Random` (1)
     i = int(np.random.default_rng(stream).choice(highest))
     score = None if scores is None else float(scores[i])
     return ChosenCandidate(rows[i], score, texts[i] == sampled.target.strip())

@@ -30,9 +30,9 @@ def describe(prompts: pd.DataFrame, candidates: pd.DataFrame) -> dict[str, Any]:
     dropped = prompts[prompts["drawn"] == 0]
     sampled, distinct = int(prompts["sampled"].sum()), len(candidates)
     empty, copies = int(prompts["empty"].sum()), int(prompts["copies"].sum())
-    negatives, rest = candidates[candidates["drawn"]], candidates[~candidates["drawn"]]
+    negatives, others = candidates[candidates["drawn"]], candidates[~candidates["drawn"]]
     scored = bool(candidates["score"].notna().any())
-    known = with_target(candidates)
+    compared = with_target(candidates)
     return {
         "prompts": len(prompts),
         "prompts_used": len(prompts) - len(dropped),
@@ -50,8 +50,10 @@ def describe(prompts: pd.DataFrame, candidates: pd.DataFrame) -> dict[str, Any]:
         "similarity_negatives": _mean(negatives, "similarity"),
         "tokens_candidates": _mean(candidates, "tokens"),
         "tokens_negatives": _mean(negatives, "tokens"),
-        "tokens_left": _mean(rest, "tokens"),
-        "length_similarity_correlation": correlation_within(known["prompt"], known["tokens"], known["similarity"]),
+        "tokens_left": _mean(others, "tokens"),
+        "length_similarity_correlation": correlation_within(
+            compared["prompt"], compared["tokens"], compared["similarity"]
+        ),
         "characters_targets": quantiles(prompts["target_characters"].dropna()),
         "characters_candidates": quantiles(candidates["characters"]),
         "characters_negatives": quantiles(negatives["characters"]),
@@ -79,22 +81,23 @@ def _chosen(prompts: pd.DataFrame) -> dict[str, Any]:
 
 
 def figure_data(candidates: pd.DataFrame) -> dict[str, Any]:
-    """Return the data of the similarity figure, of a fixed size: histograms and the selector's cuts."""
+    """Return the data of the similarity figure: histograms and the selector's cuts. Their size is fixed."""
     candidates = with_target(candidates)
     return {
         "edges": np.linspace(-1, 1, BINS + 1).round(6).tolist(),
         "candidates": histogram(candidates["similarity"]),
         "negatives": histogram(candidates.loc[candidates["drawn"], "similarity"]),
-        "cuts": cuts(candidates[~candidates["taken"]]),  # chosen candidates are excluded at any similarity
+        # Candidates that the choice of y+ excludes are left out: they may have any similarity.
+        "cuts": cuts(candidates[~candidates["taken"]]),
     }
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:
-    """Return the selection in two lines for the terminal, and more if candidates are scored or chosen."""
+    """Describe the selection in two lines for the terminal, and in more if candidates are scored or chosen."""
     s = summary
     reasons = [
-        f"{s[f'prompts_dropped_for_{reason}']:,} with too few {words}"
-        for reason, words in (("distinct", "distinct candidates"), ("kept", "kept candidates"))
+        f"{s[f'prompts_dropped_for_{reason}']:,} with too few {label}"
+        for reason, label in (("distinct", "distinct candidates"), ("kept", "kept candidates"))
         if s[f"prompts_dropped_for_{reason}"]
     ]
     if s.get("prompts_dropped_for_chosen"):
@@ -107,10 +110,10 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         ("empty_share", "empty"),
         ("copies_of_target_share", "copies of the target"),
     )
-    unusable = ", ".join(f"{s[key]:.1%} {words}" for key, words in removed)
+    unusable = ", ".join(f"{s[key]:.1%} {label}" for key, label in removed)
     changes = [
-        f"{words} {s[f'{key}_candidates']:.{digits}f} → {s[f'{key}_negatives']:.{digits}f}"
-        for key, words, digits in (
+        f"{label} {s[f'{key}_candidates']:.{digits}f} → {s[f'{key}_negatives']:.{digits}f}"
+        for key, label, digits in (
             ("similarity", "similarity", 3),
             ("tokens", "tokens", 1),
             ("self_bleu", "self-BLEU", 3),
@@ -119,7 +122,7 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     ]
     if s["false_negatives_before"] is not None and s["false_negatives_after"] is not None:
         changes.append(f"false negatives {s['false_negatives_before']:.1%} → {s['false_negatives_after']:.1%}")
-    aucs = [f"{words} {s[key]:.3f}" for key, words in AUCS.items() if s.get(key) is not None]
+    aucs = [f"{label} {s[key]:.3f}" for key, label in AUCS.items() if s.get(key) is not None]
     auc_line = [f"AUC for candidates as good as the target: {', '.join(aucs)}"] if aucs else []
     return [f"{used}; {unusable}", f"candidates → negatives: {', '.join(changes)}", *auc_line, *_chosen_line(s)]
 
@@ -146,7 +149,7 @@ def cuts(candidates: pd.DataFrame) -> dict[str, list[float]]:
     """Return quantiles over prompts of the lowest and highest similarity that the selector keeps.
 
     A prompt counts for an edge only if a candidate beyond that edge was rejected. Both lists are empty if the selector
-    does not cut by similarity: if for some prompt it rejects a candidate between two kept ones.
+    does not cut by similarity, that is, if it rejects a candidate between two kept ones of the same prompt.
     """
     if candidates.empty:
         return {"low": [], "high": []}
@@ -179,10 +182,10 @@ def diversity(prompts: Sequence[tuple[Sequence[Tokens], Sequence[Tokens]]]) -> d
     """
     means: dict[str, float | None] = {}
     for name, texts in (("candidates", [p[0] for p in prompts]), ("negatives", [p[1] for p in prompts])):
-        several = [group for group in texts if len(group) > 1]
-        means[f"distinct_1_{name}"] = _average([distinct_n(group, 1) for group in several])
-        means[f"distinct_2_{name}"] = _average([distinct_n(group, 2) for group in several])
-        means[f"self_bleu_{name}"] = _average([self_bleu(group) for group in several])
+        groups = [group for group in texts if len(group) > 1]
+        means[f"distinct_1_{name}"] = _average([distinct_n(group, 1) for group in groups])
+        means[f"distinct_2_{name}"] = _average([distinct_n(group, 2) for group in groups])
+        means[f"self_bleu_{name}"] = _average([self_bleu(group) for group in groups])
     return means
 
 
@@ -197,14 +200,15 @@ def distinct_n(texts: Sequence[Tokens], n: int) -> float:
 def self_bleu(texts: Sequence[Tokens]) -> float:
     """Return the mean BLEU-4 of each text against all others (Zhu et al., 2018), in [0, 1]; 1: all texts are equal.
 
-    Add-one smoothing above unigrams (Lin and Och, 2004): sacrebleu's `smooth_method="add-k"` with a value of 1.
+    Counts above unigrams are smoothed by adding one (Lin and Och, 2004), as in sacrebleu with
+    `smooth_method="add-k"` and `smooth_value=1`.
     """
     grams = [[_ngrams(text, n) for n in range(1, ORDERS + 1)] for text in texts]
     best = [_two_highest([counts[order] for counts in grams]) for order in range(ORDERS)]
     lengths = np.array([len(text) for text in texts])
     total = 0.0
     for i, counts in enumerate(grams):
-        matches = [sum(min(n, _elsewhere(best[k][g], n)) for g, n in counts[k].items()) for k in range(ORDERS)]
+        matches = [sum(min(n, _highest_in_others(best[k][g], n)) for g, n in counts[k].items()) for k in range(ORDERS)]
         if matches[0]:
             logs = [math.log((matches[k] + (k > 0)) / (counts[k].total() + (k > 0))) for k in range(ORDERS)]
             total += math.exp(sum(logs) / ORDERS + _brevity(int(lengths[i]), np.delete(lengths, i)))
@@ -225,13 +229,13 @@ def _two_highest(texts: Sequence[Counter[tuple[int, ...]]]) -> dict[tuple[int, .
     return best
 
 
-def _elsewhere(best: tuple[int, int], count: int) -> int:
-    """Return the highest count in another text, for a text that has `count`."""
+def _highest_in_others(best: tuple[int, int], count: int) -> int:
+    """Return an n-gram's highest count in the other texts, for a text that has it `count` times."""
     return best[1] if count == best[0] else best[0]
 
 
 def _brevity(length: int, others: NDArray[np.int_]) -> float:
-    """Return the log of BLEU's brevity penalty; the reference is the text nearest in length (of two, the shorter)."""
+    """Return the log of BLEU's brevity penalty. The reference is the text nearest in length; ties: the shorter one."""
     nearest: int = min(others.tolist(), key=lambda other: (abs(other - length), other))
     return min(0.0, 1 - nearest / length)
 

@@ -1,6 +1,7 @@
 """Selectors of diverse negatives, which differ from each other and not only from y+.
 
-All rank what they keep. Rank k is selected given the ranks before it, so every prefix is diverse.
+Each selector ranks the candidates that it keeps. Rank k is selected given the ranks before it, so every prefix is
+diverse.
 """
 
 from dataclasses import dataclass
@@ -33,10 +34,11 @@ class DiverseSelector(BaseSelector):
 
 @dataclass(frozen=True)
 class MaximalMarginalRelevance(DiverseSelector):
-    """Select candidates far from the target and from those selected before, one after another.
+    """Select candidates one after another, each far from the target and from the candidates selected before.
 
-    Maximal marginal relevance (Carbonell and Goldstein, 1998), where relevance is dissimilarity to the target. The next
-    candidate minimises `weight` * cos(candidate, target) + (1 - weight) * max cos(candidate, one selected).
+    This is maximal marginal relevance (Carbonell and Goldstein, 1998) with dissimilarity to the target as relevance.
+    Each step selects the candidate c that minimises weight * cos(c, target) + (1 - weight) * max_s cos(c, s) over the
+    candidates s selected before.
     """
 
     weight: Probability
@@ -59,8 +61,8 @@ class MaximalMarginalRelevance(DiverseSelector):
 class Clusters(DiverseSelector):
     """Take one candidate from each k-means cluster in turn, the least similar of each cluster first.
 
-    Within a turn the least similar comes first, too. The initial centres are the least similar candidate and then,
-    repeatedly, the one farthest from all centres: nothing is random.
+    Within a turn, too, the least similar candidate comes first. The first initial centre is the least similar
+    candidate; each further one is the candidate farthest from the centres so far. So nothing is random.
     """
 
     clusters: Count
@@ -86,12 +88,13 @@ class LogDeterminant(DiverseSelector):
     """Greedily select the candidate that adds most to log det(I + G / ridge): a D-optimal design.
 
     G holds the cosines between the selected candidates. The determinant grows with the volume that they span, so each
-    selected one points in a new direction. The first is the least similar. The greedy set reaches at least 1 - 1/e of
+    new candidate points in a new direction. The first is the least similar. The greedy set reaches at least 1 - 1/e of
     the best set's value (Nemhauser et al., 1978). MASS-DPO (arXiv 2605.10784) does this with the Fisher information of
     the preference model; here the features are the embeddings, and all candidates weigh the same.
 
     Attributes:
-        ridge: below about 1, near-copies of a selected one add almost nothing; far above 1, all add nearly the same.
+        ridge: below about 1, a near-copy of a selected candidate adds almost nothing; far above 1, all candidates add
+            nearly the same.
     """
 
     ridge: Annotated[Positive, Field(ge=1e-6)]
@@ -101,7 +104,7 @@ class LogDeterminant(DiverseSelector):
         vectors = pool.vectors[:count].astype(np.float64)
         design = vectors @ vectors.T / self.ridge
         np.fill_diagonal(design, 1 + 1 / self.ridge)  # exact, so that rounding does not decide the first selection
-        residual = np.diag(design).copy()  # exp of the gain of each: its variance given the selected ones
+        residual = np.diag(design).copy()  # exp of each candidate's gain: its variance given the selected candidates
         factors = np.zeros((count, count))  # rows of the incremental Cholesky factor (Chen et al., 2018)
         selected = np.empty(count, dtype=np.intp)
         for k in range(count):
@@ -113,7 +116,7 @@ class LogDeterminant(DiverseSelector):
 
 
 def farthest_first(vectors: Floats, count: int) -> Indices:
-    """Return indices of `count` vectors (or of all distinct ones): the first, then always the farthest from those."""
+    """Return indices of `count` vectors (or all distinct ones): the first, then always the farthest from the chosen."""
     chosen = [0]
     distance = np.linalg.norm(vectors - vectors[0], axis=1)
     while len(chosen) < count and distance.max() > SAME:

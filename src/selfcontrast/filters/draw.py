@@ -1,13 +1,13 @@
 """Select and rank the negatives of one prompt.
 
-A selector filters a prompt's distinct candidates; empty ones and copies of the target are removed before. The kept
-candidates are ranked by the selector, or else in a seeded random order; rank k is negative k. A run with K negatives
-takes the first K ranks, so its negatives are a subset of those of any larger K. Every K sees the same prompts: a prompt
-is usable if it fills the whole pool (`max_negatives`), whatever K is.
+First, empty candidates, copies of the target and repetitions are removed. Then a selector keeps some of the distinct
+candidates. If the selector is not `ranked`, their order is drawn at random, with a seed. A run with K negatives takes
+the first K ranks, so its negatives are a subset of those of any larger K. Every K uses the same prompts, because a
+prompt that cannot fill all `max_negatives` ranks is dropped for every K.
 
-If a candidate is chosen (y+), instead of the target or as well, it cannot be a negative, nor can any response of the
-same text. If it is chosen by its score, neither can a candidate of an equal or higher score, as it is no worse. The
-selector itself sees all distinct candidates.
+If a candidate is chosen as y+ (instead of the target, or in addition to it), neither this candidate nor a response with
+the same text can be a negative. If it was chosen by its score, candidates with an equal or higher score are excluded
+too, because they are no worse. The selector itself sees all distinct candidates.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,8 +40,8 @@ class Draw:
     Attributes:
         kept: candidates kept by the selector.
         ranks: the negatives in rank order; either `max_negatives` of them or none.
-        refilled: number of last ranks filled with candidates that the selector rejected.
-        taken: candidates that cannot be negatives because of the chosen one; neither kept nor drawn.
+        refilled: how many of the last ranks hold candidates that the selector rejected.
+        taken: candidates that the choice of y+ excludes; they are in neither `kept` nor `ranks`.
     """
 
     kept: Indices
@@ -108,7 +108,7 @@ def choose(
     best = choose_best(chosen, sampled, eligible, score_of, seed)
     taken = np.array([sampled.texts[row].strip() == sampled.texts[best.row].strip() for row in rows], dtype=bool)
     if chosen.scored and pool_scores is not None and best.score is not None:
-        taken |= pool_scores >= best.score - PRECISION  # no worse than the chosen one
+        taken |= pool_scores >= best.score - PRECISION  # these are no worse than the chosen candidate
     return Selection(rows, pool, good, draw(settings, sampled.id, pool, np.flatnonzero(taken).tolist()), best)
 
 
@@ -116,10 +116,10 @@ def draw(settings: Filter, name: str, pool: Pool, chosen: Sequence[int] = ()) ->
     """Draw the negatives of a prompt.
 
     Args:
-        chosen: candidates that cannot be negatives because of the chosen one.
+        chosen: candidates that the choice of y+ excludes.
 
     Raises:
-        UserError: with on_shortage="error", if there are too few.
+        UserError: with on_shortage="error", if there are too few negatives.
     """
     taken = np.array(chosen, dtype=np.intp)
     kept = settings.selector.select(pool)
@@ -129,7 +129,7 @@ def draw(settings: Filter, name: str, pool: Pool, chosen: Sequence[int] = ()) ->
     if (missing := settings.max_negatives - len(ranks)) == 0:
         return Draw(kept, ranks, 0, taken)
     if settings.on_shortage == "refill":
-        rejected = np.setdiff1d(np.arange(len(pool.similarity)), [*kept, *taken])  # ascending: least similar first
+        rejected = np.setdiff1d(np.arange(len(pool.similarity)), [*kept, *taken])  # the least similar first
         if len(rejected) >= missing:
             return Draw(kept, np.concatenate([ranks, rejected[:missing]]), missing, taken)
     if settings.on_shortage == "error":

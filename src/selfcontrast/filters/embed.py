@@ -1,8 +1,8 @@
 """The embed stage: encode every distinct text once and store the vectors in the candidates' order.
 
-Because of that order another selector needs no lookups: it streams candidates and vectors side by side, a few prompts
-at a time. Vectors are stored in float16, in Arrow's file format. This halves the space; a cosine is off by less than
-2^-10 (each of its two vectors by less than 2^-11 of its length).
+Because of that order the filter stage needs no lookups: it streams candidates and vectors side by side, a few prompts
+at a time. Vectors are stored in float16, in Arrow's file format, which halves the space. The rounding changes a vector
+by less than 2^-11 of its length, and a cosine by less than 2^-10.
 """
 
 from array import array
@@ -25,9 +25,9 @@ from selfcontrast.store import RESUME
 
 VERSION = 5
 TARGETS, CANDIDATES = "targets.arrow", "candidates.arrow"
-ROWS = 4096  # rows per block of a file: the least that is read
+ROWS = 4096  # rows per block of a file; blocks are read as a whole
 
-Halves = NDArray[np.float16]
+Float16s = NDArray[np.float16]
 Rows = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
 
@@ -74,17 +74,17 @@ def embed(
     return {"texts": total, "distinct": len(by_length), "dimensions": vectors.shape[1], **truncation}
 
 
-def _table(vectors: Halves, counts: Counts) -> pa.Table:
+def _table(vectors: Float16s, counts: Counts) -> pa.Table:
     return pa.table({"embedding": _column(vectors), "tokens": counts[:, 0], "unread": counts[:, 1]})
 
 
-def _joined(shards: Sequence[Shard], scratch: Path) -> tuple[Halves, Counts]:
+def _joined(shards: Sequence[Shard], scratch: Path) -> tuple[Float16s, Counts]:
     """Return all shards' vectors [distinct texts, d] and token counts.
 
     The vectors are memory-mapped from a scratch file: a million of them need not fit into memory.
     """
     width = read_table(shards[0].file).schema.field("embedding").type.list_size
-    joined: Halves = np.memmap(scratch, dtype=np.float16, mode="w+", shape=(sum(s.weight for s in shards), width))
+    joined: Float16s = np.memmap(scratch, dtype=np.float16, mode="w+", shape=(sum(s.weight for s in shards), width))
     begin, counts = 0, []
     for shard in shards:
         table = read_table(shard.file)
@@ -100,7 +100,7 @@ def hashes_of(texts: Sequence[str]) -> Hashes:
     return np.array([xxhash.xxh3_64_intdigest(text.encode(errors="surrogatepass")) for text in texts], dtype=np.uint64)
 
 
-def _write(file: Path, vectors: Halves, hashes: Hashes, rows: Rows) -> None:
+def _write(file: Path, vectors: Float16s, hashes: Hashes, rows: Rows) -> None:
     """Write the vectors at these rows with their texts' hashes, in blocks of `ROWS`."""
     schema = pa.schema({"embedding": pa.list_(pa.float16(), vectors.shape[1]), "text": pa.uint64()})
     with pa.ipc.new_file(str(file), schema) as writer:
@@ -110,7 +110,7 @@ def _write(file: Path, vectors: Halves, hashes: Hashes, rows: Rows) -> None:
 
 
 class Vectors:
-    """Unit vectors in a file written by `embed`. `vectors[a:b]` reads only the blocks that it needs."""
+    """Unit vectors in a file written by `embed`. `vectors[a:b]` reads only the blocks that hold these rows."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -150,11 +150,11 @@ class Vectors:
             yield self._reader.get_batch(block).column(name)
 
 
-def _column(vectors: Halves) -> pa.FixedSizeListArray:
+def _column(vectors: Float16s) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors).ravel()), vectors.shape[1])
 
 
-def _matrix(column: pa.FixedSizeListArray) -> Halves:
+def _matrix(column: pa.FixedSizeListArray) -> Float16s:
     """Return a fixed-size list column as an array [n, d]."""
-    vectors: Halves = column.flatten().to_numpy().reshape(len(column), -1)
+    vectors: Float16s = column.flatten().to_numpy().reshape(len(column), -1)
     return vectors

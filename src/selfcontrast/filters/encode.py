@@ -1,4 +1,4 @@
-"""Encoders from texts to unit vectors. Similarity to the target is the cosine of two of them."""
+"""Encode texts as unit vectors. A text's similarity to the target is the cosine of their two vectors."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -30,7 +30,7 @@ ANALYZERS = ("word", "char", "char_wb")
 
 Embeddings = NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Embeddings]
-"""Vectors [n, d] of n texts."""
+"""A function that returns the vectors [n, d] of n texts."""
 
 
 class Encoder(Protocol):
@@ -56,7 +56,7 @@ class SentenceEncoder:
         long_texts: "cut" truncates a longer text. "windows" reads all of it, in windows that end between words, and
             returns the mean of their vectors.
         dtype: dtype of the weights; vectors are float32 in any case.
-        devices: one process per device; empty for the hardware's one device, in this process.
+        devices: devices, with one process each; if empty, the hardware's device is used in this process.
     """
 
     path: Text
@@ -102,7 +102,7 @@ class SentenceEncoder:
         pool = model.start_multi_process_pool(self.devices) if self.devices else None
 
         def encode(texts: Sequence[str]) -> Embeddings:
-            vectors: Any = model.encode(  # sorts by length itself
+            vectors: Any = model.encode(  # this method sorts the texts by length
                 [self.prefix + text for text in texts],
                 batch_size=self.batch_size,
                 pool=pool,
@@ -187,7 +187,7 @@ class SentenceEncoder:
 
 @dataclass(frozen=True)
 class WindowedEncoder:
-    """A loaded encoder that counts, or reads in windows, the tokens beyond its window.
+    """A loaded encoder. It reads the tokens beyond its window in further windows, or only counts them.
 
     Attributes:
         encode: encodes texts, reading `window` tokens of each.
@@ -228,7 +228,7 @@ class WindowedEncoder:
         return [*parts, text[offsets[begin][0] :]] if parts else [text]
 
     def _room(self, prefix: str) -> int:
-        """Return how many tokens of a text fit beside special tokens and prefix; at least one."""
+        """Return how many tokens of a text fit into the window with special tokens and prefix; at least one."""
         prefix_tokens = len(self._tokenize([prefix])["input_ids"][0]) if prefix else 0
         return max(1, self.window - int(self.tokenizer.num_special_tokens_to_add()) - prefix_tokens)
 
@@ -266,14 +266,14 @@ class LexicalEncoder:
     def open(self, device: str) -> Iterator[Encode]:
         from sklearn.feature_extraction.text import HashingVectorizer
 
-        hashed = HashingVectorizer(
+        vectorizer = HashingVectorizer(
             analyzer=self.analyzer,
             ngram_range=(self.shortest, self.longest),
             n_features=self.dimensions,
-            token_pattern=r"(?u)\w+|[^\w\s]",  # punctuation counts, so a text of signs alone is not empty
+            token_pattern=r"(?u)\w+|[^\w\s]",  # punctuation marks are tokens, so a text of marks alone is not empty
             norm=None,
         )
-        yield lambda texts: unit(hashed.transform(list(texts)).toarray().astype(np.float32))
+        yield lambda texts: unit(vectorizer.transform(list(texts)).toarray().astype(np.float32))
 
 
 def unit(vectors: Embeddings) -> Embeddings:

@@ -36,7 +36,7 @@ VERSION = 4
 FILE, SIMILARITIES = "negatives.parquet", "similarities.parquet"
 PROMPTS, DIAGNOSTICS = "prompts.parquet", "diagnostics.json"
 COLUMNS = ["id", "sample", "text", "token_ids", "log_prob", "finish_reason"]  # read from the candidates' file
-COMPARED = 32  # prompts whose text diversity is measured
+COMPARED = 32  # text diversity is measured on this many evenly spaced prompts (up to 63, because of rounding)
 
 NEGATIVES = pa.schema(
     [
@@ -72,7 +72,7 @@ def select_negatives(
         chosen: selects y+; None for the target.
 
     Raises:
-        UserError: if no prompt gives enough negatives; with on_shortage="error", if one prompt does not.
+        UserError: if no prompt gives enough negatives; with on_shortage="error", if any prompt gives too few.
     """
     prompts: list[dict[str, Any]] = []
     frames: list[pd.DataFrame] = []
@@ -107,7 +107,7 @@ def select_negatives(
 def blocks(
     candidates: Path, embeddings: Path, examples: Mapping[str, Example]
 ) -> Iterator[tuple[pa.Table, list[tuple[int, SampledPrompt]]]]:
-    """Yield candidates as tables of whole prompts, each with its prompts and their first rows."""
+    """Yield tables that hold all candidates of some prompts, each with the prompts and the row where each begins."""
     candidate_file, target_file = Vectors(embeddings / CANDIDATES), Vectors(embeddings / TARGETS)
     row = prompt = 0
     for table in whole_prompts(candidates, COLUMNS):
@@ -159,19 +159,19 @@ def _positives(table: pa.Table, prompts: Sequence[tuple[SampledPrompt, Selection
 def _negatives(table: pa.Table, choices: Sequence[Selection]) -> pa.Table:
     """Return the drawn candidates, grouped by prompt in rank order."""
     drawn = [(c, c.drawn.ranks) for c in choices]
-    taken = table.take(pa.array(np.concatenate([c.rows[ranks] for c, ranks in drawn])))
+    drawn_rows = table.take(pa.array(np.concatenate([c.rows[ranks] for c, ranks in drawn])))
     scores = [np.full(len(r), np.nan) if c.pool.scores is None else c.pool.scores[r] for c, r in drawn]
     columns = {
         "rank": np.concatenate([np.arange(len(ranks)) for _, ranks in drawn]),
         "similarity": np.concatenate([c.pool.similarity[ranks] for c, ranks in drawn]),
         "score": np.concatenate(scores),
-        **{name: taken[name] for name in COLUMNS},
+        **{name: drawn_rows[name] for name in COLUMNS},
     }
     return pa.table([columns[name] for name in NEGATIVES.names], names=NEGATIVES.names).cast(NEGATIVES)
 
 
 def target_scores(folder: Path) -> dict[str, float]:
-    """Return the score of each example's target, by id, from the scorer of the candidates; NaN without one."""
+    """Return the score of each example's target, by id, from the candidates' scorer; NaN without scorer or target."""
     table = pq.read_table(folder / PROMPTS, columns=["id", "target_score"])
     scores = table["target_score"].to_numpy()  # NaN for the nulls that pandas wrote
     return dict(zip(table["id"].to_pylist(), map(float, scores), strict=True))
@@ -213,7 +213,7 @@ def _distinct_rows(table: pa.Table, choices: Sequence[Selection], first: int) ->
 
 
 def _prompt_row(settings: Filter, sampled: SampledPrompt, choice: Selection, choosing: bool) -> dict[str, Any]:
-    """Return a prompt's row of the prompts file; with `choosing`, with columns of the chosen candidate."""
+    """Return a prompt's row of the prompts file. If `choosing`, add the columns of the chosen candidate."""
     distinct, kept, drawn = len(choice.rows), len(choice.drawn.kept), len(choice.drawn.ranks)
     texts, target = [text.strip() for text in sampled.texts], sampled.target
     reason = "distinct" if distinct < settings.max_negatives else "kept" if kept < settings.max_negatives else ""
@@ -251,7 +251,7 @@ def _write_diagnostics(
         counts = Counter(zip(prompts["distinct"], prompts["kept"], strict=True)).most_common(3)
         reasons = ", ".join(f"{n} with {distinct} distinct, {kept} kept" for (distinct, kept), n in counts)
         scored = "chosen_score" in prompts and bool(prompts["chosen_score"].notna().any())
-        note = " Candidates with the score of the chosen one cannot be negatives." if scored else ""
+        note = " Candidates that score as high as the chosen one cannot be negatives." if scored else ""
         raise UserError(
             f"no prompt gives filter.max_negatives={settings.max_negatives} negatives ({reasons}). "
             f"Lower it, sample more (generator.samples), or use filter.on_shortage=refill.{note}"

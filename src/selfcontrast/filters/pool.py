@@ -1,4 +1,4 @@
-"""The pool of a prompt, which negatives are selected from: its distinct candidates, without copies of the target."""
+"""Build a prompt's pool, from which negatives are selected: its distinct candidates, without copies of the target."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class SampledPrompt:
         target_vector: embedding of length one [d]; None without a target.
         texts: the candidates in sampling order.
         vectors: their embeddings of length one [n, d].
-        log_probs: the sampler's, in nats at temperature 1, summed over each response [n]; NaN if unknown.
+        log_probs: the sampler's log-probability of each response, in nats at temperature 1 [n]; NaN if unknown.
         tokens: length of each response [n].
         ended: False for truncated responses [n]; None if all are complete.
     """
@@ -39,21 +39,22 @@ class SampledPrompt:
 
 @dataclass(frozen=True)
 class Pool:
-    """A prompt's distinct candidates, the least similar to the target first; equally similar ones by text.
+    """A prompt's distinct candidates, sorted by ascending similarity to the target; ties are sorted by text.
 
-    The order does not depend on the order in which they were sampled.
+    Without a target they are sorted by text. The order of sampling has no effect.
 
     Attributes:
         similarity: cosine to the target [n], ascending; NaN without a target.
         vectors: embeddings of length one [n, d].
         scores: scores by the verifier or reward model [n]; None without either.
         consensus: mean cosine to the prompt's other responses [n], in [-1, 1]; see `consensus`.
-        log_probs: the sampler's, in nats at temperature 1, summed over the response [n]; NaN if unknown.
-        tokens: length of the response [n].
+        log_probs: the sampler's log-probability of each response, in nats at temperature 1 [n]; NaN if unknown.
+        tokens: length of each response [n].
         counts: how often each candidate was sampled [n].
-        seed: for everything random; depends on this prompt alone.
+        seed: seed of all random choices for this prompt, from `Filter.seed` and the example's id.
         samples: number of sampled responses, repetitions included.
-        excluded: cosines of the distinct responses that cannot be negatives: an empty one, a copy of the target.
+        excluded: cosines to the target of the empty response and the copy of the target, if they were sampled. They
+            cannot be negatives.
     """
 
     similarity: Floats
@@ -77,7 +78,8 @@ class Selector(Protocol):
     """Select the candidates of a pool that may be negatives.
 
     A selector that never uses similarities also has `needs_target: ClassVar[bool] = False`, and may be used for prompts
-    without target. One that needs the sampler's log-probabilities also has `needs_log_probs: ClassVar[bool] = True`.
+    without target. A selector that needs the sampler's log-probabilities also has
+    `needs_log_probs: ClassVar[bool] = True`.
 
     Attributes:
         ranked: True if the order of the kept candidates is their ranking; otherwise ranks are drawn at random.
@@ -136,15 +138,15 @@ def build_pool(
 def distinct(target: str, texts: Sequence[str]) -> list[int]:
     """Return indices of the texts that are not empty, not a copy of the target, and not a repetition.
 
-    The first of equal texts is kept with its own tokens and log-probability. Another may have been sampled as other
+    The first of equal texts is kept with its own tokens and log-probability. The later ones may consist of other
     tokens, with another log-probability.
     """
-    seen = {"", target.strip()}
+    known_texts = {"", target.strip()}
     kept = []
     for i, text in enumerate(texts):
         stripped = text.strip()
-        if stripped not in seen:
-            seen.add(stripped)
+        if stripped not in known_texts:
+            known_texts.add(stripped)
             kept.append(i)
     return kept
 
@@ -171,7 +173,7 @@ def consensus(sampled: SampledPrompt, rows: Indices) -> Floats:
 
 
 def _cosines(sampled: SampledPrompt, rows: list[int]) -> Floats:
-    """Return the cosines of these candidates to the target [n]; NaN without a target."""
+    """Return the cosines of the candidates at `rows` to the target [n]; NaN without a target."""
     if sampled.target_vector is None:
         return np.full(len(rows), np.nan, dtype=np.float32)
     cosines: Floats = np.clip(sampled.vectors[rows] @ sampled.target_vector, -1, 1)

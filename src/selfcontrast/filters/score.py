@@ -161,7 +161,7 @@ class RewardScorer:
                 f"the stored rewards belong to other candidates than those of {example.id}. "
                 "Recompute them with recompute=[score]."
             )
-        target = target if example.has_target else nan  # the stored one is an empty answer's
+        target = target if example.has_target else nan  # the stored reward is that of an empty answer
         self._last = (name, target)
         return candidates[list(rows)], target
 

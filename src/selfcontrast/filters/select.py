@@ -1,4 +1,4 @@
-"""The settings that select a prompt's negatives, and their check before anything runs."""
+"""Define the settings that select a prompt's negatives, and check them before anything runs."""
 
 from dataclasses import dataclass, field
 
@@ -41,8 +41,8 @@ class Filter:
         """Raise `UserError` if no prompt can give enough negatives, or the selector's signal is not available.
 
         Args:
-            verified: whether the data has a verifier.
-            log_probs: whether the generator returns log-probabilities.
+            verified: True if the data has a verifier.
+            log_probs: True if the generator returns log-probabilities.
         """
         if negatives > self.max_negatives:
             raise UserError(

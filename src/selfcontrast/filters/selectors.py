@@ -1,4 +1,4 @@
-"""Selectors that use one number per candidate, or chance. `diverse` has those that compare candidates with each other.
+"""Selectors that use one number per candidate, or chance. `diverse.py` has selectors that compare candidates.
 
 A pool's candidates are sorted by ascending similarity, so a selection by similarity is a range of indices.
 """
@@ -23,7 +23,7 @@ def fraction_of(count: int, fraction: float) -> int:
 
 
 def lowest(values: Floats, count: int) -> Indices:
-    """Return indices of the `count` lowest values, the lowest first; of equal ones the least similar first."""
+    """Return indices of the `count` lowest values of a pool, the lowest first; ties: the least similar first."""
     return np.argsort(values, kind="stable")[:count]
 
 
@@ -43,7 +43,7 @@ class BaseSelector:
 
 @dataclass(frozen=True)
 class Everything(BaseSelector):
-    """Keep all distinct candidates: no filter (the paper's "alldedup" baseline; with K = 1, SPIN's)."""
+    """Keep all distinct candidates: no filter (the paper's "alldedup" baseline; with K = 1, SPIN's negatives)."""
 
     needs_target: ClassVar[bool] = False
 
@@ -53,7 +53,7 @@ class Everything(BaseSelector):
 
 @dataclass(frozen=True)
 class LowestFraction(BaseSelector, ABC):
-    """Keep the fraction of the candidates with the lowest `signal`; of equal ones the least similar.
+    """Keep the fraction of the candidates with the lowest `signal`; ties: the least similar.
 
     Attributes:
         fraction: the fraction a.
@@ -89,9 +89,9 @@ class LowestFraction(BaseSelector, ABC):
 class LeastSimilar(LowestFraction):
     """Keep the fraction of the candidates least similar to the target: the paper's filter.
 
-    With of="samples" this is the reference implementation's rule: keep min(floor(a·N), distinct - 1) of the distinct
-    responses, namely those less similar than the next one. An empty response and a copy of the target count as
-    distinct and are removed last.
+    With of="samples" this is the reference implementation's rule. Sort the n distinct responses by ascending
+    similarity. Keep those that are less similar than response number min(floor(a·N), n - 1), counted from 0. Then
+    remove the empty response and the copy of the target; both count in n.
     """
 
     def signal(self, pool: Pool) -> Floats:
@@ -109,10 +109,10 @@ class LeastSimilar(LowestFraction):
 
 @dataclass(frozen=True)
 class LeastConsistent(LowestFraction):
-    """Keep the fraction that agrees least with the prompt's other responses, by `Pool.consensus`. It needs no target.
+    """Keep the fraction with the lowest `Pool.consensus`, which agrees least with the prompt's other responses.
 
     The responses that a model gives most often are most likely to be right (self-consistency, Wang et al., 2023; as a
-    preference signal, ScPO, arXiv 2411.04109).
+    preference signal, ScPO, arXiv 2411.04109). The selector needs no target.
     """
 
     needs_target: ClassVar[bool] = False
@@ -134,7 +134,7 @@ class LeastLikely(LowestFraction):
 
 @dataclass(frozen=True)
 class LowestRanked(LowestFraction):
-    """Keep the fraction with the lowest sum of ranks over several signals. Ranks make their units irrelevant.
+    """Keep the fraction with the lowest sum of ranks over several signals. Ranks make the signals' units irrelevant.
 
     Attributes:
         signals: two or more of "similarity", "consensus" and "log_prob" (per token).
@@ -174,7 +174,7 @@ class RankWindow(BaseSelector):
             raise UserError(f"filter.selector.low={self.low} must be below filter.selector.high={self.high}.")
 
     def max_kept(self, samples: int) -> int:
-        # Fewer distinct candidates may keep more: of 8 the window from 0.5 to 0.6 keeps none, of 7 one.
+        # A smaller pool may keep more: from 0.5 to 0.6, the window holds none of 8 candidates but one of 7.
         return max(fraction_of(n, self.high) - fraction_of(n, self.low) for n in range(samples + 1))
 
     def select(self, pool: Pool) -> Indices:
@@ -194,7 +194,7 @@ class LessSimilarThan(BaseSelector):
 
 @dataclass(frozen=True)
 class MostSimilarBelow(BaseSelector):
-    """Keep candidates with a similarity below `threshold`, most similar first: hard negatives that are not false."""
+    """Keep candidates with a similarity below `threshold`, most similar first: hard but rarely false negatives."""
 
     threshold: Cosine
     ranked: ClassVar[bool] = True
@@ -225,13 +225,14 @@ class Random(BaseSelector):
         return self._filter.max_kept(samples)
 
     def select(self, pool: Pool) -> Indices:
-        stream, count = [*pool.seed, 1], len(pool.similarity)  # independent of the draw, which shuffles the kept ones
+        # The draw shuffles the kept candidates with `pool.seed`, so this stream must differ.
+        stream, count = [*pool.seed, 1], len(pool.similarity)
         return np.random.default_rng(stream).permutation(count)[: len(self._filter.select(pool))]
 
 
 @dataclass(frozen=True)
 class LowestScored(BaseSelector):
-    """Keep the lowest-scored fraction of the candidates that score below `below` (None: of all): an oracle."""
+    """Keep the lowest-scored fraction of the candidates that score below `below` (None: no bound): an oracle."""
 
     fraction: Fraction
     below: Real | None
@@ -253,9 +254,9 @@ class LowestScored(BaseSelector):
 class NearestBelowMean(BaseSelector):
     """Rank all candidates by how near their score is to mean - `sigmas` standard deviations, the nearest first.
 
-    With many responses, the one with the lowest reward is a worse negative (arXiv 2502.16825, with 2 standard
-    deviations). Mean and population standard deviation are over the prompt's sampled responses: repetitions count,
-    empty responses and copies of the target do not. Ties: the lower score first, then the less similar.
+    With many responses, the response with the lowest reward is a worse negative (arXiv 2502.16825, with 2 standard
+    deviations). Mean and population standard deviation are over the prompt's sampled responses, repetitions included,
+    empty responses and copies of the target excluded. Ties: the lower score first, then the less similar.
     """
 
     sigmas: NonNegative
@@ -275,7 +276,7 @@ class NearestBelowMean(BaseSelector):
 
 @dataclass(frozen=True)
 class LowestFirst(BaseSelector):
-    """Rank all candidates by score, the lowest first (worst of n); of equal ones the least similar first."""
+    """Rank all candidates by score, the lowest first (worst of n); ties: the least similar first."""
 
     ranked: ClassVar[bool] = True
     scored: ClassVar[bool] = True
@@ -288,9 +289,9 @@ class LowestFirst(BaseSelector):
 
 @dataclass(frozen=True)
 class LeastConsistentFirst(BaseSelector):
-    """Rank all candidates by `Pool.consensus`, the lowest first; of equal ones the least similar first.
+    """Rank all candidates by `Pool.consensus`, the lowest first; ties: the least similar first.
 
-    With one negative it is the least consistent response, as in ScPO (arXiv 2411.04109). It needs no target.
+    A single negative is the least consistent response, as in ScPO (arXiv 2411.04109). The selector needs no target.
     """
 
     ranked: ClassVar[bool] = True

@@ -22,14 +22,14 @@ def ranks(values: Floats, groups: NDArray[Any] | None = None) -> Floats:
 
 def _ranks_by(order: Indices, values: Floats, groups: NDArray[Any]) -> Floats:
     """Return ranks within groups, given the order by group and value."""
-    ordered, owners = values[order], groups[order]
-    begins = np.r_[True, owners[1:] != owners[:-1]][: len(order)]  # a group begins
-    runs = begins | np.r_[True, ordered[1:] != ordered[:-1]][: len(order)]  # a run of equal values begins
-    first = np.flatnonzero(runs)
+    sorted_values, sorted_groups = values[order], groups[order]
+    begins_group = np.r_[True, sorted_groups[1:] != sorted_groups[:-1]][: len(order)]
+    begins_run = begins_group | np.r_[True, sorted_values[1:] != sorted_values[:-1]][: len(order)]  # of equal values
+    first = np.flatnonzero(begins_run)
     last = np.r_[first[1:], len(order)] - 1
-    group_start = np.flatnonzero(begins)[np.cumsum(begins) - 1]
+    group_start = np.flatnonzero(begins_group)[np.cumsum(begins_group) - 1]
     result = np.empty(len(order))
-    result[order] = ((first + last) / 2)[np.cumsum(runs) - 1] - group_start + 1
+    result[order] = ((first + last) / 2)[np.cumsum(begins_run) - 1] - group_start + 1
     return result
 
 
@@ -37,16 +37,16 @@ def signal_table(candidates: pd.DataFrame) -> list[dict[str, Any]]:
     """Return one row per signal: its AUC for "good", and the false-negative rate at each of `FRACTIONS`.
 
     The signals are the similarity to the target, the consensus, the sampler's log-probability per token, and the sum of
-    their ranks. A selector compares the candidates of one prompt only, and so does this. A signal enters as its rank
-    among the prompt's n distinct candidates, (rank - 1/2) / n; ties get their mean rank.
+    their ranks. Like a selector, the table ranks only candidates of the same prompt: a signal becomes
+    (rank - 1/2) / n, with the rank among the prompt's n distinct candidates. Ties get their mean rank.
 
     `auc`: the fraction of all pairs of a good and a bad candidate, across prompts, in which the good one has the higher
-    rank. Ties count one half; None if all are good or all are bad. Prompts differ in how many of their candidates are
+    value. Ties count one half; None if all are good or all are bad. Prompts differ in how many of their candidates are
     good, so even a perfect signal may stay below 1.
-    `false_negatives`: per fraction a, how many of the floor(a·n) candidates per prompt with the lowest signal are good,
-    over all prompts. Among equal candidates the least similar are kept. None if nothing is kept.
+    `false_negatives`: for each fraction a, keep the floor(a·n) candidates of every prompt with the lowest signal; the
+    value is the fraction of good ones among all that are kept. Ties: the least similar are kept. None if none is kept.
 
-    A log-probability or similarity that is unknown for any candidate is left out, also of the sum.
+    If the log-probability or similarity of any candidate is unknown, the table and the sum leave that signal out.
 
     Args:
         candidates: one row per distinct candidate, from the filter stage: grouped by prompt, ascending by similarity.
@@ -67,16 +67,16 @@ def signal_table(candidates: pd.DataFrame) -> list[dict[str, Any]]:
     rows, total = list[dict[str, Any]](), np.zeros(len(prompt))
     for name in (*signals, RANK_SUM):
         values = signals.get(name, total)
-        order = np.lexsort((values, prompt))  # stable: of equal ones the least similar first
-        within = _ranks_by(order, values, prompt)
-        total = total + within
+        order = np.lexsort((values, prompt))  # stable, so of equal values the least similar candidate comes first
+        prompt_ranks = _ranks_by(order, values, prompt)
+        total = total + prompt_ranks
         false = _false_negatives(good[order], position, sizes)
-        rows.append({"signal": name, "auc": auc((within - 0.5) / sizes, good), "false_negatives": false})
+        rows.append({"signal": name, "auc": auc((prompt_ranks - 0.5) / sizes, good), "false_negatives": false})
     return rows
 
 
 def auc(values: Floats, good: NDArray[np.bool_]) -> float | None:
-    """Return the fraction of good-bad pairs in which the good one is higher; ties count one half."""
+    """Return the fraction of good-bad pairs in which the good one has the higher value; ties count one half."""
     count = int(good.sum())
     pairs = count * (len(good) - count)
     return float((ranks(values)[good].sum() - count * (count + 1) / 2) / pairs) if pairs else None

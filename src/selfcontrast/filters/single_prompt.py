@@ -41,6 +41,6 @@ def choose_negatives(
         raise UserError(f"selector={type(selector).__name__} needs the sampler's log-probabilities. Run it as a job.")
     vectors = unit(unit(np.asarray(encoder([target, *candidates]))).astype(np.float16).astype(np.float32))
     settings = Filter(selector, k, "error", seed, None)
-    unknown, none = np.full(len(candidates), np.nan), np.zeros(len(candidates), dtype=np.intp)
-    selection = choose(settings, SampledPrompt(name, target, vectors[0], candidates, vectors[1:], unknown, none))
-    return [int(row) for row in selection.negatives]
+    log_probs, tokens = np.full(len(candidates), np.nan), np.zeros(len(candidates), dtype=np.intp)
+    sampled = SampledPrompt(name, target, vectors[0], candidates, vectors[1:], log_probs, tokens)
+    return [int(row) for row in choose(settings, sampled).negatives]

@@ -1,1 +1,1 @@
-"""Generators: from prompts to candidates."""
+"""Generators return candidates for prompts."""

@@ -1,4 +1,4 @@
-"""The interface of sampling backends, and sampling with one in shards."""
+"""Define the interface of sampling backends, and sample with a backend in shards."""
 
 import logging
 import time
@@ -17,7 +17,7 @@ from selfcontrast.errors import UserError
 log = logging.getLogger(__name__)
 
 Sampler = Callable[[Sequence[Request], Decoding, int], list[Candidate]]
-"""(requests, decoding, seed) -> N candidates of each request, or one failed candidate, in the order of the requests."""
+"""(requests, decoding, seed) -> each request's N candidates or its one failed candidate, in the requests' order."""
 
 
 class Backend(Protocol):
@@ -89,7 +89,7 @@ class Responder:
     def answers(
         self, model: Path, requests: Sequence[Request], decoding: Decoding, seed: int, folder: Path, label: str
     ) -> dict[str, list[Candidate]]:
-        """Sample as `sample` does. Return the candidates of each request id, in the order of the requests.
+        """Sample as `sample` does. Return the candidates by request id, in the order of the requests.
 
         Raises:
             UserError: if a request failed permanently.
@@ -101,7 +101,7 @@ class Responder:
         if failed := [c for candidates in by_id.values() for c in candidates if c.failed]:
             raise UserError(
                 f"{label}: {len(failed)} of {len(by_id)} prompts got no response ({failed[0].text}). Remove the cause "
-                "and run the same command again, which retries only these."
+                "and run the same command again, which retries only these prompts."
             )
         return by_id
 

@@ -18,7 +18,7 @@ ROWS_PER_WRITE = 16384
 def gather(folder: Path, before: Path, new: Path, offset: int) -> dict[str, Any]:
     """Write the candidates of two files to `folder/candidates.parquet`; those of `before` come first for each prompt.
 
-    Prompts that are in one file only are kept. Only some thousand rows are in memory at a time.
+    Prompts that are in only one file are kept. Only the ids of `before` and some thousand rows are in memory at a time.
 
     Args:
         before: candidates of the earlier iterations.

@@ -37,14 +37,15 @@ class Generation:
 
     Attributes:
         prompts: number of training prompts, drawn with `seed`; None for all.
-        max_failed_fraction: fraction of the prompts that may get no response. They are dropped and counted.
+        max_failed_fraction: fraction of the prompts that may get no response. Such prompts are dropped and counted.
         backend: a `selfcontrast.generators.backend.Backend`.
         model: the model to sample from, as in `OtherModel`; None for the fine-tuned one. Training uses the sampled
             tokens, so the model must have the tokenizer of the fine-tuned model, which renders the prompts.
         model_revision: revision of `model` on the Hub; None for the newest commit, and for a folder.
-        model_samples: number of a prompt's `samples` from `model`, the others from the fine-tuned model; None for all.
-        system: text of a system message before each dialogue during sampling; None for none. Log-probabilities are
-            conditioned on it too.
+        model_samples: number of a prompt's `samples` that `model` draws; the fine-tuned model draws the others. None if
+            `model` draws all.
+        system: text of a system message before each dialogue during sampling; None for no message. Log-probabilities
+            are conditioned on the message too.
     """
 
     prompts: Count | None
@@ -80,7 +81,7 @@ class Generation:
 
     @property
     def other(self) -> OtherModel | None:
-        """The model to sample from instead of the fine-tuned one or in addition to it; None for none."""
+        """The model to sample from instead of the fine-tuned one or in addition to it; None if there is none."""
         return OtherModel(self.model, self.model_revision) if self.model else None
 
     @property
@@ -98,7 +99,7 @@ class Generation:
     def fingerprint(self) -> dict[str, Any]:
         """Return the fields, without the optional ones that are null.
 
-        Candidates sampled before these fields existed then keep their key.
+        So candidates that were sampled before these fields existed keep their key.
         """
         optional = ("model", "system", "model_revision", "model_samples")
         fields = {name: value for name, value in fields_of(self).items() if value is not None or name not in optional}
@@ -141,7 +142,7 @@ class Generator(Protocol):
         """True if it can return log-probabilities of its candidates. A server may still omit them."""
 
     def check(self, examples: Sequence[Example]) -> None:
-        """Raise `UserError` for errors that can be found before any compute. `examples` are for training."""
+        """Raise `UserError` for errors that can be found before any compute. `examples` is the training split."""
 
     def generate(
         self, folder: Path, model: Path, examples: Sequence[Example], engine: Engine, device: str
@@ -222,13 +223,13 @@ def _check_failures(folder: Path, failures: Mapping[str, str], total: int, max_f
     if len(failures) > max_fraction * total or len(failures) == total:
         raise UserError(
             f"{len(failures)} of {total} prompts got no response ({reasons[0][0]}). Remove the cause and run the same "
-            f"command again, which retries only these; or raise generator.max_failed_fraction={max_fraction}."
+            f"command again, which retries only them; or raise generator.max_failed_fraction={max_fraction}."
         )
     (folder / FAILURES).write_text(json.dumps(failures, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def choose(examples: Sequence[Example], count: int | None, seed: int, part: int = 0) -> list[Example]:
-    """Draw `count` examples without replacement, kept in their own order. A smaller `count` draws a subset.
+    """Draw `count` examples without replacement, in their original order. In part 0, a smaller `count` draws a subset.
 
     Args:
         part: number of the draw, from 0; different parts share no example.

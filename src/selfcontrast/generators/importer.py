@@ -27,17 +27,19 @@ SETTING = "generator.path"
 
 @dataclass(frozen=True)
 class Import(ExistingResponses):
-    """Rows with a prompt, in any format of `data/formats.py`, and a list of `responses`.
+    """Import rows with a prompt, in any format of `data/formats.py`, and a list in `responses` or `negatives`.
 
     In the authors' release (`data/release.py`), the response is the rejected answer of `output` = [chosen, rejected].
 
-    A training prompt gets the responses of all rows with the same messages. Their number may differ between prompts.
+    A training prompt gets the responses of all rows with the same messages. Prompts may differ in their number of
+    responses.
 
     Attributes:
-        path: a file as in `data.jsonl.Jsonl`, or a folder of such files. The key has its content, not its location.
+        path: a file as in `data.jsonl.Jsonl`, or a folder of such files. The artifact key depends on its content, not
+            its location.
     """
 
-    path: Text = field(metadata=NOT_IN_KEY)  # the key has its content
+    path: Text = field(metadata=NOT_IN_KEY)  # `fingerprint` puts the hash of the content into the key
 
     @property
     def samples(self) -> int:
@@ -73,7 +75,7 @@ class Import(ExistingResponses):
     def generate(
         self, folder: Path, model: Path, examples: Sequence[Example], engine: Engine, device: str
     ) -> dict[str, Any]:
-        """Write `folder/candidates.parquet`, with the prompts in their own order."""
+        """Write `folder/candidates.parquet`, with the prompts in the order of `examples`."""
         matched = [example for example in examples if _key(example.prompt) in self._responses]
         chosen = choose(matched, self.prompts, self.seed)
         responses = {example.id: self._responses[_key(example.prompt)] for example in chosen}
@@ -117,5 +119,5 @@ def _texts(row: dict[str, Any]) -> list[str]:
 
 
 def _key(prompt: Sequence[Message]) -> str:
-    """Return a key that two dialogues share if roles and texts agree, ignoring white space around the texts."""
+    """Return a string that is the same for two dialogues with equal roles and texts, except for outer white space."""
     return json.dumps([[message["role"], message["content"].strip()] for message in prompt], ensure_ascii=False)

@@ -19,10 +19,10 @@ SUMS = ("failed", "responses", "tokens")
 def generate_mixed(
     folder: Path, settings: Generation, others: int, responder: Responder, model: Path, examples: Sequence[Example]
 ) -> dict[str, Any]:
-    """Write the candidates of both models to `folder/candidates.parquet`; those of the fine-tuned one come first.
+    """Write the candidates of both models to `folder/candidates.parquet`, the fine-tuned model's first for each prompt.
 
-    The other model gets the last `others` sample numbers of each prompt. It is sampled with the next seed, so that two
-    equal models do not give every response twice. If one model fails for a prompt, the other's candidates are kept.
+    The other model gets the last `others` sample numbers of each prompt. It is sampled with seed + 1, so that two equal
+    models do not give every response twice. If one model fails for a prompt, the other model's candidates are kept.
 
     Args:
         others: number of responses per prompt from `settings.model`.

@@ -26,7 +26,7 @@ APIS = {"completions": "/completions", "chat": "/chat/completions"}
 
 @dataclass(frozen=True)
 class OpenAI:
-    """Request all N responses of a prompt at once, then those that are missing.
+    """Request all N responses of a prompt at once, then the missing ones.
 
     Attributes:
         model: the name of the model on the server.
@@ -66,7 +66,7 @@ class OpenAI:
         )
 
     def check(self) -> None:
-        """Raise `UserError` if a server lacks the model. Warn if it is unreachable: it may start after fine-tuning."""
+        """Raise `UserError` if a server lacks the model. Warn about unreachable servers, which may start later."""
         offers = asyncio.run(self._offered_models())
         if unreachable := {url: why for url, why in offers.items() if isinstance(why, str)}:
             log.warning("server not reachable, but needed once the model is fine-tuned: %s", _join(unreachable))
@@ -206,7 +206,7 @@ class _ServerSampler:
         if not self.logged:
             foreign = f"token ids outside the tokenizer's vocabulary of {size}" if ids else "no token ids"
             log.info(
-                "the server returns %s. Its texts are tokenized here, possibly into other tokens than were sampled.",
+                "the server returns %s. Its texts are tokenized again, perhaps into other tokens than were sampled.",
                 foreign,
             )
             self.logged = True

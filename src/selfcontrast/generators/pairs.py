@@ -1,4 +1,4 @@
-"""Use the data's own rejected answers as candidates. With one per prompt, DPO on them is standard DPO (DPO_std)."""
+"""Use the data's own rejected answers as candidates. DPO with one of them per prompt is standard DPO (DPO_std)."""
 
 import logging
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from selfcontrast.generators.responses import ExistingResponses, write_responses
 
 log = logging.getLogger(__name__)
 
-_MAX_SAMPLES = "_max_samples"  # not a field, because it is a fact of the data, not a setting
+_MAX_SAMPLES = "_max_samples"  # an attribute that is no field, because it is a fact of the data, not a setting
 
 
 @dataclass(frozen=True)
 class Pairs(ExistingResponses):
-    """All rejected answers of each training prompt. Prompts without one are not used, and are counted."""
+    """The rejected answers of each training prompt. Prompts that have none are not used, and `check` logs how many."""
 
     @property
     def samples(self) -> int:
-        """The maximum number of rejected answers per prompt, once `check` has seen the examples; 1 before."""
+        """The maximum number of rejected answers per prompt; 1 until `check` has counted them."""
         return int(vars(self).get(_MAX_SAMPLES, 1))
 
     def check(self, examples: Sequence[Example]) -> None:
@@ -41,6 +41,6 @@ class Pairs(ExistingResponses):
     def generate(
         self, folder: Path, model: Path, examples: Sequence[Example], engine: Engine, device: str
     ) -> dict[str, Any]:
-        """Write `folder/candidates.parquet`, with the prompts in their own order."""
+        """Write `folder/candidates.parquet`, with the prompts in the order of `examples`."""
         chosen = [example for example in choose(examples, self.prompts, self.seed) if example.rejected]
         return write_responses(folder, model, chosen, {e.id: e.all_rejected for e in chosen}, self.max_length)

@@ -1,4 +1,4 @@
-"""Use existing responses as candidates: tokenized as in training, and counted as in sampling."""
+"""Use existing responses as candidates. They are tokenized as in training, and counted as in sampling."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ class ExistingResponses:
 
     Attributes:
         prompts: number of training prompts, drawn with `seed` as for sampling; None for all.
-        max_length: tokens of prompt and response; longer ones are dropped and counted.
+        max_length: bound on the tokens of prompt and response together. Longer responses are dropped and counted.
     """
 
     follows_model: ClassVar[bool] = False
@@ -46,15 +46,15 @@ class ExistingResponses:
 def write_responses(
     folder: Path, model: Path, examples: Sequence[Example], responses: Mapping[str, Sequence[str]], max_length: int
 ) -> dict[str, Any]:
-    """Write `folder/candidates.parquet`, with the prompts in their own order. Return the counts.
+    """Write `folder/candidates.parquet`, with the prompts in the order of `examples`. Return the counts.
 
     Args:
-        model: policy folder with the tokenizer; tokenizing runs here, on one core.
-        responses: the responses of each example id. Those longer than `max_length` tokens with their prompt are dropped
-            and counted.
+        model: policy folder with the tokenizer, which runs in this process, on one core.
+        responses: the responses of each example id. A response is dropped and counted if it and its prompt have more
+            than `max_length` tokens.
 
     Raises:
-        UserError: if no response has room.
+        UserError: if all responses are dropped.
     """
     renderer = Renderer(load_tokenizer(model))
     prompts = written = tokens = too_long = changed = 0
@@ -95,7 +95,7 @@ def write_responses(
 
 
 def _candidates(renderer: Renderer, example: Example, responses: Sequence[str], max_length: int) -> list[Candidate]:
-    """Return the responses that have room as candidates, each with its response's number."""
+    """Return the responses that have room as candidates. A candidate's sample number is the response's index."""
     room = max_length - len(renderer.prompt(example.prompt))
     ids = [renderer.response(example.prompt, response) for response in responses]
     return [

@@ -1,7 +1,7 @@
-"""Sample N responses per prompt with transformers. The prompt is computed once, and its key cache serves all N.
+"""Sample N responses per prompt with transformers. The prompt is computed once, and its KV cache serves all N.
 
 Responses are drawn by inverse transform from uniform numbers that depend on (seed, prompt id, sample, position) alone.
-So the samples do not depend on the other prompts of a batch, on its size, or on where a run was resumed.
+So the samples do not depend on the batch size, on the other prompts of the batch, or on where a run was resumed.
 """
 
 import hashlib
@@ -48,31 +48,31 @@ def sample(
     Raises:
         UserError: if the model's probabilities are NaN, with the prompt's id.
     """
-    drawn = range(decoding.samples) if samples is None else samples
-    noise = torch.cat([uniforms(seed, request, decoding)[drawn.start : drawn.stop] for request in requests])  # [R, T]
-    cache = _ResponseCache(model, tokenizer.pad_token_id, len(tokenizer), requests, len(drawn))
+    numbers = range(decoding.samples) if samples is None else samples
+    uniform = torch.cat([uniforms(seed, r, decoding)[numbers.start : numbers.stop] for r in requests])  # [R, T]
+    cache = _ResponseCache(model, tokenizer.pad_token_id, len(tokenizer), requests, len(numbers))
     ends = torch.tensor(sorted(end_ids), device=model.device)
     room = torch.tensor([decoding.max_length - len(r.prompt) for r in requests]).clamp(max=decoding.max_new_tokens)
-    room = room.repeat_interleave(len(drawn))
-    responses: list[list[int]] = [[] for _ in noise]
-    log_probs = torch.zeros(len(noise), dtype=torch.float64)
-    finished = ["length"] * len(noise)
+    room = room.repeat_interleave(len(numbers))
+    responses: list[list[int]] = [[] for _ in uniform]
+    log_probs = torch.zeros(len(uniform), dtype=torch.float64)
+    finish_reasons = ["length"] * len(uniform)
     model_log_probs = cache.log_probs
     if (broken := model_log_probs.isnan().any(-1)).any():
-        id_ = requests[int(broken.int().argmax()) // len(drawn)].id
+        id_ = requests[int(broken.int().argmax()) // len(numbers)].id
         raise UserError(
-            f"the model's probabilities after prompt {id_!r} are NaN: its training diverged, or its file is damaged. "
-            "Train it with a lower learning rate, or use another model."
+            f"the model's probabilities after prompt {id_!r} are NaN: its training diverged, or its files are damaged. "
+            "Train the model with a lower learning rate, or use another one."
         )
     for position in range(int(room.max())):
         rows = cache.rows
-        tokens = draw(model_log_probs, noise[rows, position].to(model_log_probs.device), decoding)
+        tokens = draw(model_log_probs, uniform[rows, position].to(model_log_probs.device), decoding)
         log_probs[rows] += model_log_probs.gather(-1, tokens[:, None])[:, 0].double().cpu()
         ended = torch.isin(tokens, ends).cpu()
         for row, token, end in zip(rows.tolist(), tokens.tolist(), ended.tolist(), strict=True):
             responses[row].append(token)
             if end:
-                finished[row] = "stop"
+                finish_reasons[row] = "stop"
         active = ~ended & (position + 1 < room[rows])
         advance_unsaved(int((~active).sum()), "response")
         if not bool(active.any()):
@@ -80,11 +80,11 @@ def sample(
         model_log_probs = cache.step(tokens, active)
     return [
         Candidate(
-            id=requests[row // len(drawn)].id,
-            sample=drawn[row % len(drawn)],
+            id=requests[row // len(numbers)].id,
+            sample=numbers[row % len(numbers)],
             text=str(tokenizer.decode(ids, skip_special_tokens=True)).strip(),
             token_ids=ids,
-            finish_reason=finished[row],
+            finish_reason=finish_reasons[row],
             log_prob=float(log_probs[row]),
         )
         for row, ids in enumerate(responses)
@@ -123,13 +123,13 @@ def _inverse(weights: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _first_above(sums: Tensor, threshold: Tensor) -> Tensor:
-    """Return indices [n, 1] into running sums [n, m]. Despite rounding, never beyond the last nonzero weight."""
+    """Return indices [n, 1] into running sums [n, m]. Despite rounding, none is beyond the last nonzero weight."""
     below = sums[:, -1:] * (1 - 2**-53)
     return torch.searchsorted(sums, threshold.minimum(below), right=True)
 
 
 class _ResponseCache:
-    """The key cache of the unfinished responses, and their row numbers."""
+    """The KV cache of the unfinished responses, and their row numbers."""
 
     def __init__(self, model: Any, pad: int, vocabulary: int, requests: Sequence[Request], samples: int) -> None:
         self.model = model
@@ -159,7 +159,7 @@ class _ResponseCache:
         self.rows = torch.arange(len(requests) * samples)
 
     def step(self, tokens: Tensor, active: Tensor) -> Tensor:
-        """Return log-probabilities [n, V] after `tokens`, for the active rows."""
+        """Append each active row's token and return the log-probabilities [n, V] of the next one."""
         # Finished rows leave the batch at once and cost nothing more.
         if not bool(active.all()):
             indices = _compact(active)
@@ -241,7 +241,7 @@ class _PreallocatedCache(DynamicLayer):
         self._update_views()
 
     def _allocate(self, prompts: Tensor, samples: int) -> Tensor:
-        """Copy every row `samples` times into a buffer with free space: the only copy of a prompt's keys."""
+        """Copy every row `samples` times into a buffer with free space. A prompt's keys are copied only here."""
         rows, heads, length, size = prompts.shape
         buffer = prompts.new_empty(rows, samples, heads, length + self.room, size)
         buffer[..., :length, :] = prompts[:, None]
@@ -250,8 +250,8 @@ class _PreallocatedCache(DynamicLayer):
     def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         start, self.length = self.length, self.length + keys.shape[-2]
         if self.length > self.buffers[0].shape[-2]:
-            more = [buffer.new_empty(*buffer.shape[:2], self.room, buffer.shape[-1]) for buffer in self.buffers]
-            self.buffers = [torch.cat(pair, dim=-2) for pair in zip(self.buffers, more, strict=True)]
+            extra = [buffer.new_empty(*buffer.shape[:2], self.room, buffer.shape[-1]) for buffer in self.buffers]
+            self.buffers = [torch.cat(pair, dim=-2) for pair in zip(self.buffers, extra, strict=True)]
         for buffer, new in zip(self.buffers, (keys, values), strict=True):
             buffer[..., start : self.length, :] = new
         return self._update_views()

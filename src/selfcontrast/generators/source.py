@@ -30,9 +30,9 @@ class OtherModel:
 
     @property
     def folder(self) -> Path | None:
-        """The folder of its files; None for a name on the Hub."""
+        """The folder of the model's files; None for a name on the Hub."""
         folder = Path(self.path)
-        inner = folder / "model"  # where an artifact of the store has it
+        inner = folder / "model"  # the model's folder in an artifact of the store
         nested = not (folder / CONFIG).is_file() and (inner / CONFIG).is_file()
         return None if is_hub_name(self.path) else (inner if nested else folder)
 
@@ -42,7 +42,7 @@ class OtherModel:
         return resolve_commit(self.path, self.revision, MODEL, revision_setting=REVISION)
 
     def content(self) -> dict[str, Any]:
-        """Return what determines the samples, for the key: the hash of a folder's files, or name and commit."""
+        """Return the model's part of the artifact key: the hash of a folder's files, or name and commit."""
         if (folder := self.folder) is not None:
             return {"model": Content.of(folder).hash if folder.is_dir() else self.path}
         return {"model": self.path, "model_revision": self.commit}
@@ -63,7 +63,7 @@ class OtherModel:
         check_weights(folder, MODEL)
 
     def check_tokenizer(self, renderer: Renderer) -> None:
-        """Raise `UserError` if its token ids or end tokens differ from the fine-tuned model's."""
+        """Raise `UserError` if the model's token ids or end tokens differ from the fine-tuned model's."""
         if (folder := self.folder) is None:
             other = tokenizer_at(self.path, MODEL, revision=self.commit)
         else:
@@ -84,7 +84,7 @@ class OtherModel:
             )
 
     def files(self) -> Path:
-        """Return its folder, downloaded if it is on the Hub. Raise `UserError` for damaged weights."""
+        """Return the model's folder, downloaded if it is on the Hub. Raise `UserError` for damaged weights."""
         folder = self.folder or download_model(self.path, self.commit, MODEL)
         check_weights(folder, MODEL)
         return folder

@@ -39,11 +39,12 @@ def adapter_content(adapter: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class VLLM:
-    """Settings with vLLM's names and meanings, except `adapter` and `python`. The vLLM build decides the device.
+    """Settings with vLLM's names and meanings, except for the attributes below. The vLLM build decides the device.
 
     Attributes:
         adapter: a LoRA adapter for the policy, in PEFT's format; None for the policy alone.
-        python: an interpreter that has vLLM, to run it in a separate process; None for this process.
+        python: an interpreter that has vLLM, which then runs in a separate process; None for this process.
+        max_length: bound on the tokens of prompt and response together; vLLM's `max_model_len`.
         data_parallel_size: number of engines, each in its own process and on `tensor_parallel_size` devices.
     """
 
@@ -97,7 +98,7 @@ class VLLM:
         """Start vLLM. Yield the function that completes requests."""
         import torch
 
-        torch.cuda.empty_cache()  # vLLM would count memory that training has cached as occupied
+        torch.cuda.empty_cache()  # vLLM would count training's cached memory as occupied
         arguments = {"options": self._options(model), "adapter": self.adapter and str(Path(self.adapter).resolve())}
         if self.python is None and self.data_parallel_size == 1:
             with _local_engine(arguments) as respond:
@@ -121,7 +122,7 @@ class VLLM:
             # Chunked prefill crashes vLLM 0.32 on the CPU on seeded requests: a partial prompt draws an extra token.
             "enable_chunked_prefill": False,
             "logprobs_mode": "raw_logprobs",  # the model's log-probabilities, before temperature and top_p
-            "seed": 0,  # every request has its own
+            "seed": 0,  # every request has a seed of its own
             **lora,
         }
 
@@ -145,7 +146,7 @@ def candidates_of_answers(
 ) -> list[Candidate]:
     """Convert vLLM's answers to candidates.
 
-    Responses are cut at ids that are not in the tokenizer. The number of cut ones is logged.
+    Responses are cut at ids that are not in the tokenizer. The number of cut responses is logged.
     """
     candidates, cut = list[Candidate](), 0
     for request, responses in zip(requests, answers, strict=True):
@@ -167,7 +168,7 @@ def candidates_of_answers(
 def completion_request(request: Request, decoding: Decoding, seed: int, end_ids: frozenset[int]) -> CompletionRequest:
     """Return vLLM's form of a request.
 
-    Its seed depends on the request alone, so other requests cannot change the answer.
+    Its seed depends only on `seed` and the request's id, so other requests cannot change the answer.
     """
     digest = hashlib.sha256(f"{seed}\0{request.id}".encode()).digest()
     return {
@@ -177,7 +178,7 @@ def completion_request(request: Request, decoding: Decoding, seed: int, end_ids:
             "temperature": decoding.temperature,
             "top_p": decoding.top_p,
             "max_tokens": min(decoding.max_new_tokens, decoding.max_length - len(request.prompt)),
-            # vLLM samples response i with seed + i. Two bits of the signed 64-bit number are reserved for it.
+            # vLLM samples response i with seed + i, as a signed 64-bit number. With 62 bits the sum cannot overflow.
             "seed": int.from_bytes(digest[:8], "big") >> 2,
             # Stop at the renderer's end tokens only, whatever the model's generation config says.
             "ignore_eos": True,

@@ -56,7 +56,7 @@ def _process(python: str, visible: str | None) -> Iterator["_Process"]:
 
 
 class _Process:
-    """A `vllm_worker` process, with a log file of its output. The file is deleted if it ends without failure."""
+    """A `vllm_worker` process, with a log file of its output. The file is deleted if the process does not fail."""
 
     def __init__(self, python: str, visible: str | None) -> None:
         descriptor, name = tempfile.mkstemp(prefix="selfcontrast-vllm-", suffix=".log")
@@ -64,7 +64,7 @@ class _Process:
         self.failed = False
         with os.fdopen(descriptor, "wb") as log:
             self.process = subprocess.Popen(
-                # Without this process's PYTHONPATH, and without the script's folder, whose vllm.py would shadow vLLM.
+                # -E ignores PYTHONPATH. -P leaves out the script's folder, whose vllm.py would shadow vLLM.
                 [python, "-E", "-P", vllm_worker.__file__],
                 env=os.environ | ({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}),
                 stdin=subprocess.PIPE,
@@ -109,7 +109,7 @@ class _Process:
         except subprocess.TimeoutExpired:
             self.failed = True
         finally:
-            with suppress(ProcessLookupError):  # normally all have ended
+            with suppress(ProcessLookupError):  # normally all processes of the group have ended
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process.stdout.close()

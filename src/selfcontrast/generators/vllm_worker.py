@@ -1,8 +1,10 @@
 """Run vLLM's engine with plain values, in this process or at the other end of a pipe.
 
-As a program it imports nothing but vLLM, so its environment needs no other package:
+As a program it imports only the standard library and vLLM, so its environment needs no other package:
 
-    python -E -P vllm_worker.py      one JSON document per line: the engine's options, then requests; one answer each
+    python -E -P vllm_worker.py
+
+It reads one JSON document per line: first the engine's options, then lists of requests. Each line gets a line in reply.
 """
 
 import json
@@ -29,8 +31,8 @@ class CompletionRequest(TypedDict):
 class Completion(TypedDict):
     """A response. `log_prob` is the sum over its tokens, in nats, at temperature 1.
 
-    `prompt_log_probs` is set if the request has `prompt_logprobs`: the log-probability of every prompt token but the
-    first, and its rank among all tokens, from 1.
+    `prompt_log_probs` is set if the request has `prompt_logprobs`. It holds, for each prompt token after the first, the
+    log-probability and the rank among all tokens, from 1.
     """
 
     token_ids: list[int]
@@ -49,8 +51,8 @@ class VllmEngine:
 
     def __init__(self, options: dict[str, Any], adapter: str | None) -> None:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        # FlashInfer calls `ninja` by name. It is beside the interpreter, which is not on PATH in an environment that is
-        # not activated.
+        # FlashInfer calls `ninja` by name. That program is in the interpreter's folder, which is not on PATH if the
+        # environment is not activated.
         programs, path = os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)
         if programs not in path.split(os.pathsep):
             os.environ["PATH"] = programs + os.pathsep + path
@@ -63,13 +65,13 @@ class VllmEngine:
     def respond(self, requests: list[CompletionRequest]) -> list[list[Completion]]:
         """Return all responses to each request, in the order of the requests.
 
-        They do not depend on earlier requests.
+        The responses do not depend on earlier calls.
         """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        # The requests that share a step decide the last bits of a logit. So the cache is cleared of earlier requests,
-        # and the engine starts only when it has all requests.
+        # The last bits of a logit depend on the requests that share a step. So the cache is cleared of earlier
+        # requests, and the engine starts only when it has all requests.
         self.llm.reset_prefix_cache()
         self.llm.sleep(level=0)
         self.llm.enqueue(
@@ -146,13 +148,14 @@ def main() -> None:
 
 
 def _listen(lines: Iterable[str], inbox: "queue.SimpleQueue[str | None]", idle: threading.Event) -> None:
-    """Queue the lines that arrive. When the pipe closes, end the process: at once if it is busy, else after `GRACE`."""
+    """Queue the lines that arrive. When the pipe closes, end the process: after `GRACE` if it is idle, else at once."""
     for line in lines:
         inbox.put(line)
     inbox.put(None)
     if idle.is_set():
         time.sleep(GRACE)
-    os.killpg(0, signal.SIGKILL)  # with the engine's processes: the parent starts this program in its own process group
+    # This also ends the engine's processes: the parent starts this program in a process group of its own.
+    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

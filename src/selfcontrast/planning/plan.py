@@ -1,7 +1,7 @@
 """List the stages of a job, and whether they are cached, without computing anything.
 
 The real pipeline runs with a job whose stages only compute their keys. A key depends only on settings and the keys of
-inputs, so a plan always matches what a run would do.
+inputs, so the plan has the same stages and keys as a run.
 """
 
 from dataclasses import dataclass
@@ -37,9 +37,9 @@ class Planned:
     """A job's plan.
 
     Attributes:
-        parts: the job's parts; without examples if the data cannot be read here.
-        steps: its stages, in order.
-        obstacle: why the job would not start on this machine; empty if it would.
+        parts: the job's parts; without examples if the data cannot be read on this machine.
+        steps: the job's stages, in order.
+        obstacle: why the job would not start on this machine; "" if it would start.
     """
 
     parts: Parts
@@ -48,12 +48,12 @@ class Planned:
 
 
 class Rehearsal(Job):
-    """A job whose stages are only looked up."""
+    """A job that looks its stages up in the store and runs none of them."""
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts, NullTracker())
         self.steps: list[PlannedStage] = []
-        self._again: set[str] = set()  # keys of stages to recompute, and of their dependents
+        self._recomputed: set[str] = set()  # keys of stages to recompute, and of their dependents
 
     def get(self, stage: Stage, label: str | None = None, trained: bool = False) -> Artifact:
         folder = self.parts.store.root / stage.name / stage.key
@@ -62,17 +62,17 @@ class Rehearsal(Job):
             artifact = Artifact.read(folder, cached=True)
         except (OSError, ValueError, KeyError):
             artifact = missing
-        inputs_recomputed = any(artifact.key in self._again for artifact in stage.inputs.values())
+        inputs_recomputed = any(artifact.key in self._recomputed for artifact in stage.inputs.values())
         inputs_exist = all(artifact.content for artifact in stage.inputs.values())
         if stage.name in self.parts.recompute or inputs_recomputed or (inputs_exist and stage.stale(artifact.manifest)):
-            self._again.add(stage.key)
+            self._recomputed.add(stage.key)
             artifact = missing
         self.steps.append(PlannedStage(label or stage.name, artifact))
         return artifact
 
 
 class DataReader:
-    """Read each data set once, however many jobs are planned with it."""
+    """Read each data set once, even if several jobs use it."""
 
     def __init__(self) -> None:
         self.cache: dict[str, tuple[dict[Split, list[Example]], str]] = {}

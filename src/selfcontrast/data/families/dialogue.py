@@ -1,4 +1,4 @@
-"""The questions drawn by a family: one or two questions, each with the specification of its right answers."""
+"""Define the dialogues that a family draws: one or two questions, each with the specification of its right answers."""
 
 import random
 from collections.abc import Callable
@@ -20,7 +20,7 @@ class Turn:
 class Dialogue:
     """A question and its follow-up.
 
-    `content` names the subject of the question, independent of the wording, the order and the follow-up. No two splits
+    `content` names the subject of the question, independent of its wording, word order and follow-up. No two splits
     share a content.
     """
 

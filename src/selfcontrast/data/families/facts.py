@@ -1,7 +1,7 @@
-"""STEM and humanities: two of five facts about an invented mineral or town, then a third.
+"""The families STEM and humanities: ask for two of the five facts about an invented mineral or town, then for a third.
 
-A fact must be seen in training to be known. So a held-out question holds out the *pair* of facts, not a fact: each fact
-occurs in training in other pairs, and as the follow-up to other pairs.
+A model can know a fact only from training. So a held-out question holds out the *pair* of facts, not a fact: each fact
+occurs in training in other pairs, and in follow-ups to other pairs.
 """
 
 import random
@@ -77,7 +77,7 @@ class World:
 def _world(family: str, stems: str, endings: str, attributes: Mapping[str, Attribute]) -> World:
     rng = random.Random(f"{WORLD_SEED} {family}")
     names = [stem + ending for stem in stems.split() for ending in endings.split()]
-    facts = {name: {key: rng.choice(a.values) for key, a in attributes.items()} for name in names}
+    facts = {name: {key: rng.choice(attribute.values) for key, attribute in attributes.items()} for name in names}
     return World(family, attributes, facts)
 
 

@@ -1,4 +1,4 @@
-"""Forms: templates from which right responses are drawn, and with which responses are parsed into their slots.
+"""Define forms: templates that generate responses, and that parse a response into slots.
 
 A form has templates with holes. A hole is either a *slot*, whose value the prompt decides and the verifier grades, or a
 *filler*, which is free within a closed set. Drawing and parsing share the templates, so they always agree.
@@ -29,7 +29,7 @@ class Slot:
 class Template:
     """Text with holes as `{name}`; repeated names get the same value.
 
-    `fixed` gives the slots that the template itself decides, such as the layout of a function.
+    `fixed` maps the slots that the template itself decides, such as the layout of a function, to their values.
     """
 
     text: str
@@ -61,7 +61,7 @@ class Form:
 
 
 def sample_target(form: Form, want: Want, rng: random.Random, noise: float, spoilt: str | None = None) -> str:
-    """Draw a response. Each slot is wrong with probability `noise`, and the slot `spoilt` always."""
+    """Draw a response. Each slot is wrong with probability `noise`; the slot `spoilt` is always wrong."""
     values = {}
     for name, right in want.items():
         wrong = [value for value in form.slots[name].pool if value not in right]
@@ -82,6 +82,6 @@ def _pattern(form: Form, template: Template) -> re.Pattern[str]:
 
 
 def _hole(pool: Sequence[str]) -> str:
-    longest = max(value.count(" ") for value in pool)
-    known = "|".join(re.escape(value) for value in sorted(pool, key=len, reverse=True))
-    return f"{known}|{WORD}(?: {WORD}){{0,{longest}}}"
+    spaces = max(value.count(" ") for value in pool)
+    pool_values = "|".join(re.escape(value) for value in sorted(pool, key=len, reverse=True))
+    return f"{pool_values}|{WORD}(?: {WORD}){{0,{spaces}}}"

@@ -6,7 +6,7 @@ from selfcontrast.data.families.dialogue import Dialogue, Turn
 from selfcontrast.data.families.form import Form, Slot, Template
 from selfcontrast.data.families.words import CLOSERS, NAMES, OPENERS, THINGS, plural
 
-# Comparative, superlative for the most, superlative for the least.
+# Each scale has a comparative, the superlative for the most, and the superlative for the least.
 SCALES = (
     ("older", "oldest", "youngest"),
     ("taller", "tallest", "shortest"),
@@ -120,7 +120,7 @@ def draw_math(rng: random.Random) -> Dialogue:
     user = rng.choice(SUM_WORDINGS[op]).format(name=rng.choice(NAMES), a=a, b=b, things=things)
     first = Turn(user, "math", want(a, op, b))
     follow_up = Turn(rng.choice(step_wordings), "math", want(calculate(a, op, b), *step))
-    # 3 + 5 and 5 + 3 are one content. The sums themselves are few and can be learned by heart; their stories are new.
+    # 3 + 5 and 5 + 3 are one content. There are few sums, so a model can learn them by heart; only the stories are new.
     return Dialogue(f"math {min(a, b)} {op} {max(a, b)} {things}", first, follow_up)
 
 
@@ -159,11 +159,11 @@ def draw_coding(rng: random.Random) -> Dialogue:
     spec = {"op1": rng.choice(tuple(OPERATIONS)), "n1": rng.choice(FACTORS)}
     spec |= {"op2": rng.choice(tuple(OPERATIONS)), "n2": rng.choice(FACTORS)}
     (does1, do1), (does2, do2) = OPERATIONS[spec["op1"]], OPERATIONS[spec["op2"]]
-    words = {"does1": does1, "do1": do1, "does2": does2, "do2": do2}
+    verbs = {"does1": does1, "do1": do1, "does2": does2, "do2": do2}
     first, second = rng.sample(("def", "lambda"), 2)
 
     def turn(wordings: tuple[str, ...], layout: str) -> Turn:
-        user = rng.choice(wordings).format(**spec, **words, layout=layout)
+        user = rng.choice(wordings).format(**spec, **verbs, layout=layout)
         return Turn(user, "coding", {name: [value] for name, value in {"layout": layout, **spec}.items()})
 
     content = " ".join(["coding", *spec.values()])

@@ -21,7 +21,7 @@ from selfcontrast.store import RESUME
 from selfcontrast.store.artifact import key_of
 
 VERSION = 1
-OWN = "own"  # the value of the column `decoding`, whichever decoding a question has
+OWN = "own"  # the value of the column `decoding` for every question
 
 
 @dataclass(frozen=True)

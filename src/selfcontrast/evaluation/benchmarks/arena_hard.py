@@ -29,7 +29,7 @@ from selfcontrast.evaluation.statistics import mean_interval
 
 WORDING, CREATIVE = FIVE_GRADED
 CREATIVE_CATEGORY = "creative_writing"  # in this category the judge does not write its own answer first
-STRONG_WEIGHT = 3  # number of games that a verdict of [[A>>B]] or [[B>>A]] counts as
+STRONG_WEIGHT = 3  # a verdict of [[A>>B]] or [[B>>A]] counts as this many games
 
 
 def files_hash(paths: Mapping[str, str]) -> dict[str, str | None]:
@@ -112,7 +112,7 @@ class ArenaHard(QuestionBenchmark):
 
     @cached_property
     def _examples(self) -> list[Example]:
-        """The prompts, with the baseline's answer as target. White space is stripped, as from a policy's answers."""
+        """The prompts, with the baseline's answers as targets, stripped of outer white space as a policy's are."""
         examples = []
         answers = {category: read_answers(path) for category, path in self.baselines.items()}
         for where, row in object_rows(self.questions, "questions"):
@@ -156,7 +156,7 @@ def _sides(pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _score(pairs: pd.DataFrame, options: Options) -> Any:
-    """Average over games. A verdict nearer to a strong one than to a slight one counts three times."""
+    """Average over games. A value nearer to a strong verdict than to a slight one counts as `STRONG_WEIGHT` games."""
     values = np.concatenate([pairs["first"], pairs["second"]])
     ids = np.concatenate([pairs["id"], pairs["id"]])
     weights = np.where(np.abs(values - 0.5) > 0.375, STRONG_WEIGHT, 1)

@@ -1,4 +1,4 @@
-"""The interface of benchmarks: their input, their numbers, and their methods."""
+"""Define the interface of benchmarks: their input, their numbers, and their methods."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ class Subject:
 
     Attributes:
         label: the policy's name.
-        scores: folder of the policy's answers, either of the evaluate stage or to the benchmark's own questions.
-        baseline: the SFT model's folder of the same kind; None if the policy is the SFT model.
+        scores: folder of the policy's answers: those of the evaluate stage, or those to the benchmark's own questions.
+        baseline: the same folder of the SFT model's answers; None if the policy is the SFT model.
         examples: the evaluated held-out prompts.
         decoding: name of the decoding whose answers are measured.
     """
@@ -44,7 +44,7 @@ class Line:
     Attributes:
         what: the measure.
         kind: scale of the number: "rating" (1 to 10), "share" (0 to 1) or "difference" (of two ratings or two shares).
-        note: reason why the number is weak or missing. It is shown next to the number.
+        note: reason why the number is weak or missing, shown next to it; "" for none.
     """
 
     system: str

@@ -1,4 +1,4 @@
-"""The base classes of benchmarks with a judge, and the summary of their judgments."""
+"""Define the base classes of benchmarks with a judge, and summarize their judgments."""
 
 import hashlib
 import logging
@@ -101,7 +101,7 @@ class JudgeBenchmark:
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionBenchmark(JudgeBenchmark):
-    """A benchmark with its own questions. Each is answered once, all with the same decoding.
+    """A benchmark with its own questions. Each question is answered once, all with the same decoding.
 
     Attributes:
         seed: seed of sampling.
@@ -114,7 +114,7 @@ class QuestionBenchmark(JudgeBenchmark):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self.decoding  # raises for impossible lengths
+        _ = self.decoding  # raises `UserError` for impossible lengths
 
     @property
     def decoding(self) -> Decoding:

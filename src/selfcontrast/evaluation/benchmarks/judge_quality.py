@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 SYSTEM = "judge"  # the lines describe the judge, not a policy
 GOLD = "gold.parquet"
-TIE = 0.1  # a weighted verdict within this distance of 0.5 is a tie
+TIE = 0.1  # a verdict weighted by probability counts as a tie if it is this near to 0.5
 SAME, TWICE, CONSTANT, EMPTY = "target", "target twice", "constant", "empty"
 
 
@@ -57,7 +57,7 @@ class Probes(JudgeBenchmark):
         return {**summary, "failed_probes": failed}
 
     def lines(self, folders: Mapping[str, Path], options: Options) -> list[Line]:
-        """Return per probe how often the judge was right. If the target is compared with itself, a tie is right."""
+        """Return per probe how often the judge was right. A tie is right if the target was compared with itself."""
         lines = []
         for probe, pairs in _by_probe(next(iter(folders.values()))).items():
             what = {SAME: "a tie with itself", TWICE: "no worse than the target twice"}.get(
@@ -151,10 +151,10 @@ def read_gold(path: str) -> list[tuple[Case, float]]:
 
 
 def _is_right(probe: str, pairs: pd.DataFrame) -> pd.Series:
-    """Return for which pairs the judge was right.
+    """Return True for each pair that the judge got right.
 
-    If the target is compared with itself, both orders are the same prompt and get the same verdict. Their mean would
-    always be a tie, so the verdict of one order is checked.
+    If the target is compared with itself, both orders are the same prompt and get the same verdict. The mean of both
+    outcomes would always be a tie, so only the outcome of one order is checked.
     """
     if probe == SAME:
         return (pairs["first"] - 0.5).abs() < TIE

@@ -43,7 +43,7 @@ class MTBench(JudgeBenchmark):
     """Questions of several turns, answered turn by turn.
 
     Attributes:
-        grading: "single" grades every answer from 1 to 10, "pairwise" compares it with the SFT model's, in both orders.
+        grading: "single" grades every answer from 1 to 10. "pairwise" compares it with the SFT model's, in both orders.
         questions: a file, or "ours" for this project's 80 questions; None for the held-out dialogues of the data.
         references: a file of reference answers to some questions; None for the reference answers in `questions`.
         guided: categories that are judged with a reference answer, if there is one.
@@ -93,7 +93,7 @@ class MTBench(JudgeBenchmark):
         super().check(verifier)
 
     def read(self) -> None:
-        vars(self).pop("_read", None)  # drop the file's content as an earlier check read it
+        vars(self).pop("_read", None)  # forget the content that an earlier check has read
         _ = self._read
 
     def empty_reason(self, examples: Sequence[Example]) -> str | None:
@@ -188,7 +188,7 @@ class MTBench(JudgeBenchmark):
 
 
 def _parts(name: str, frame: pd.DataFrame, value: str, kind: str, options: Options) -> list[Line]:
-    """Average by turn and by category."""
+    """Return the means by turn and by category."""
     lines = []
     for turn in sorted(set(frame["turn"])):
         lines.append(Line(name, f"turn {turn + 1}", kind, _mean(frame[frame["turn"] == turn], value, options)))
@@ -199,7 +199,7 @@ def _parts(name: str, frame: pd.DataFrame, value: str, kind: str, options: Optio
 
 
 def _mean(frame: pd.DataFrame, value: str, options: Options) -> Interval:
-    """Average over questions and turns. All questions have the same weight, however many samples they have."""
+    """Average over questions and turns. All questions weigh the same; their number of samples does not matter."""
     by_turn = frame.groupby(["id", "turn"], as_index=False)[value].mean()
     if value == "outcome":
         return rate_interval(by_turn[value], by_turn["id"], confidence=options.confidence)
@@ -208,6 +208,6 @@ def _mean(frame: pd.DataFrame, value: str, options: Options) -> Interval:
 
 def _difference(system: pd.DataFrame, base: pd.DataFrame, options: Options) -> Interval:
     # Paired by question and turn: a turn that lacks one of the two judgments is left out.
-    both = system.groupby(["id", "turn"])["rating"].mean().to_frame("system")
-    both = both.join(base.groupby(["id", "turn"])["rating"].mean().rename("base"), how="inner").reset_index()
-    return paired_difference(both["system"], both["base"], both["id"], **vars(options))
+    paired = system.groupby(["id", "turn"])["rating"].mean().to_frame("system")
+    paired = paired.join(base.groupby(["id", "turn"])["rating"].mean().rename("base"), how="inner").reset_index()
+    return paired_difference(paired["system"], paired["base"], paired["id"], **vars(options))

@@ -71,8 +71,9 @@ def both_orders(frame: pd.DataFrame) -> pd.DataFrame:
     The effect of position cancels only over both orders.
 
     Columns:
-        first, second: the outcome where the system's answer was shown first, and second.
-        outcome: the mean of the two.
+        first: the system's outcome with its answer shown first.
+        second: the system's outcome with its answer shown second.
+        outcome: the mean of `first` and `second`.
         longer: how many characters longer the system's answer is than the other.
     """
     usable = frame[frame["status"] == "ok"]
@@ -102,7 +103,7 @@ def pair_lines(
 ) -> list[Line]:
     """Return each system's win rate, raw and at equal length, their differences from SFT's, and the effects of order.
 
-    All questions weigh the same, however many samples they have.
+    All questions weigh the same; their number of samples does not matter.
 
     Args:
         difficulties: difficulties of the prompts, by id; None estimates them (`length_controlled_within_prompts`).
@@ -135,7 +136,7 @@ def pair_lines(
 
 
 def _by_question(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Average over samples: return one row per question and turn. Only a tie in both orders is a tie."""
+    """Average over samples: return one row per question and turn. A pair is a tie only if both orders are ties."""
     first, second = pairs["first"].to_numpy(), pairs["second"].to_numpy()
     rows = pairs.assign(
         flips=flips(first, second),
@@ -148,10 +149,10 @@ def _by_question(pairs: pd.DataFrame) -> pd.DataFrame:
 
 def _raw_difference(name: str, system: pd.DataFrame, base: pd.DataFrame, options: Options) -> list[Line]:
     """Return the difference of win rates over the same opponent, on the turns for which both systems have judgments."""
-    both = system.merge(base, on=["id", "turn"], suffixes=("", "_base"))
-    if both.empty:
+    paired = system.merge(base, on=["id", "turn"], suffixes=("", "_base"))
+    if paired.empty:
         return []
-    columns = (both["outcome"], both["outcome_base"], both["id"])
+    columns = (paired["outcome"], paired["outcome_base"], paired["id"])
     return [Line(name, "win rate less SFT's", "difference", paired_difference(*columns, **vars(options)))]
 
 

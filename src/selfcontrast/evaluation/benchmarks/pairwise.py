@@ -71,7 +71,7 @@ class AlpacaEval(QuestionBenchmark):
 
     Attributes:
         outputs: file of the opponent's outputs, one per instruction. Length control uses the file's
-            `instruction_difficulty`, which AlpacaEval's own file has. Otherwise, difficulties are estimated.
+            `instruction_difficulty`, which AlpacaEval's own file has. Without that column, difficulties are estimated.
     """
 
     outputs: Text = field(metadata={"in_key_as": file_hash})
@@ -112,7 +112,7 @@ class AlpacaEval(QuestionBenchmark):
         return list(read_outputs(self.outputs, "outputs").values())[: self.limit]
 
     def _instructions(self) -> list[Example]:
-        """Return the instructions, with the file's outputs as targets. White space is stripped, as from answers."""
+        """Return the instructions, with the file's outputs as targets, stripped of outer white space like answers."""
         outputs = enumerate(self._opponents())
         return [Example(str(i), [{"role": "user", "content": o.instruction}], o.output.strip()) for i, o in outputs]
 

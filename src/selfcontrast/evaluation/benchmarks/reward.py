@@ -1,4 +1,4 @@
-"""Win rates under a reward model, as in the paper: the answer with the higher reward wins."""
+"""Compute win rates under a reward model, as in the paper: the answer with the higher reward wins."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -105,11 +105,10 @@ class RewardWins:
                     )
                 )
             if name != SFT and SFT in frames:
-                both = frame.merge(frames[SFT], on=["id", "sample"], suffixes=("", "_base"))
-                wins = outcomes(both["reward"], both["reward_base"])
-                lines.append(
-                    Line(name, "win rate over SFT", "share", win_rate(wins, both["id"], confidence=options.confidence))
-                )
+                paired = frame.merge(frames[SFT], on=["id", "sample"], suffixes=("", "_base"))
+                wins = outcomes(paired["reward"], paired["reward_base"])
+                value = win_rate(wins, paired["id"], confidence=options.confidence)
+                lines.append(Line(name, "win rate over SFT", "share", value))
         return lines
 
 

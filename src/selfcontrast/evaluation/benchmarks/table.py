@@ -15,8 +15,8 @@ FIRST = ["system", "category", "prompt", "answer", "other", "verdict", "reason",
 def judgments_table(folders: Mapping[str, Path], max_rows: int | None) -> pd.DataFrame:
     """Return one row per judgment: system, prompt, answer, the other answer of a comparison, verdict, and reason.
 
-    The verdict is the grade, or the outcome for the system's answer, whether it was shown first or second. Of more than
-    `max_rows` rows, evenly spaced ones are returned. The table is empty if the benchmark has no judgments.
+    The verdict is the grade, or the outcome for the system's answer, whether it was shown first or second. If there are
+    more than `max_rows` rows, evenly spaced ones are returned. Without judgments, the table is empty.
     """
     frames = []
     for system, folder in folders.items():

@@ -1,4 +1,4 @@
-"""The cost of judgments, and the cap that all benchmarks of a job share."""
+"""Track the cost of judgments, and enforce the cap that all benchmarks of a job share."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from selfcontrast.constrained import NonNegative, check_numbers
 from selfcontrast.errors import UserError
 from selfcontrast.evaluation.judges.bills import Bills
 
-CHARACTERS_PER_TOKEN = 3  # a low number, so that estimates are rather too high; actual usage replaces them
+CHARACTERS_PER_TOKEN = 3  # a low number, so that an estimate is rather too high; the actual number replaces it
 OVERHEAD = 32  # tokens that a chat template may put around a prompt
 
 
@@ -40,12 +40,12 @@ class Budget:
             self._spent += cost
 
     def reserve(self, max_cost: float, label: str) -> None:
-        """Reserve the most that a request may cost; raise `UserError` if the cap does not allow it."""
+        """Reserve the maximum cost of a request; raise `UserError` if the cap does not allow it."""
         if self._max_cost is not None and self._spent + max_cost > self._max_cost:
             raise UserError(
                 f"evaluation.max_cost={self._max_cost:g} is reached by {label}: {self._spent:.4g} is spent or "
-                "reserved. Judgments are kept. Raise it and run the same command again, or lower this benchmark's "
-                "limit."
+                "reserved. Judgments are kept. Raise the maximum and run the same command again, or lower this "
+                "benchmark's limit."
             )
         self._spent += max_cost
         self._pending += max_cost
@@ -65,8 +65,8 @@ class Budget:
 class Account:
     """The account of a judge that works for one benchmark and spends from the job's budget.
 
-    A request is sent only if even its longest answer stays within the cap. Its maximum cost is written to disk first.
-    So the cost counts even if the request or this process is killed.
+    A request is sent only if the cap allows the cost of its longest possible answer. This maximum cost is written to
+    disk first, so it counts even if the request or this process is killed.
     """
 
     price: Price | None

@@ -14,8 +14,8 @@ class Agreement:
     """A judge's agreement with gold verdicts.
 
     Attributes:
-        accuracy: fraction of pairs whose mean outcome over both orders agrees with gold. A pair counts half if only one
-            of the two is a tie.
+        accuracy: fraction of pairs whose mean outcome over both orders agrees with gold. A pair counts half if the
+            outcome is a tie and gold is not, or the reverse.
         position: the effect of the order of the answers.
         length: how much more the judge prefers the longer answer than gold does, in [-1, 1]; None if all lengths are
             equal.

@@ -74,7 +74,7 @@ class HFJudge:
         fingerprint = self.fingerprint()
 
         def judging(cases: Sequence[Case]) -> list[Judgment]:
-            # This loads the model. It is called only if judgments are missing.
+            # `ask` loads the model. It is called only if judgments are missing.
             def ask(prompts: Sequence[str], attempt: int, account: Account, store: StoreReply) -> None:
                 self._ask(context.device, prompts, attempt, account, store)
 

@@ -1,4 +1,4 @@
-"""The interface of judges: the cases they judge, their judgments, and their methods."""
+"""Define the interface of judges: the cases that they judge, their judgments, and their methods."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -59,9 +59,9 @@ class Judgment:
     """The result of judging a case.
 
     Attributes:
-        value: None unless the status is ok. For one answer, a grade from 1 to 10. For two, the outcome for the answer
-            shown first: 1 is a win, 0.5 a tie, 0 a loss. Verdicts weighted by probability lie between these. With five
-            verdicts, 0.75 and 0.25 are a slight win and a slight loss.
+        value: None unless the status is ok. For one answer, it is a grade from 1 to 10. For two answers, it is the
+            outcome for the answer shown first: 1 is a win, 0.5 a tie, 0 a loss. Verdicts weighted by probability lie
+            between these. With five verdicts, 0.75 is a slight win and 0.25 a slight loss.
         reply: the judge's text, or the reason why there is none.
         prompt_tokens, completion_tokens: summed over all tries, earlier runs included.
     """

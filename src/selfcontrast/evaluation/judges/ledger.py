@@ -39,7 +39,7 @@ class Ledger:
         return key_of({"judge": self._judge, "prompt": prompt, "pairwise": pairwise})
 
     def get(self, key: str) -> Judgment | None:
-        """Return the latest ok judgment, else the latest one, with the tokens of all tries."""
+        """Return the latest ok judgment, or the latest failed one if none is ok, with the tokens of all tries."""
         return self._judgments.get(key)
 
     def add(self, key: str, judgment: Judgment) -> None:

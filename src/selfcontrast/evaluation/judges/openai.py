@@ -81,12 +81,12 @@ class OpenAIJudge:
 
             workers = min(len(prompts), self.servers.concurrency * len(self.servers.base_urls))
             results = await asyncio.gather(*(work() for _ in range(workers)), return_exceptions=True)
-        for error in results:  # after all workers have stored the replies that they paid for
+        for error in results:  # raised only now: all workers have stored the replies that they paid for
             if isinstance(error, BaseException):
                 raise error
 
     def ready(self, context: JudgeContext) -> None:
-        """Send a test request before anything costly runs; raise `UserError` if `READY_TRIES` of them fail."""
+        """Send a test request before anything costly runs; raise `UserError` if it fails `READY_TRIES` times."""
         account = self.reading.account(self.fingerprint(), context)
         spent = self.reading.price.of(*account.bills.tokens(PROBE)) if self.reading.price else 0.0
         context.budget.count(key_of({"probe": self.fingerprint()}), spent)
@@ -153,7 +153,7 @@ class _Meter:
     last: Try | None = None
 
     async def begin(self) -> None:
-        """Reserve the try's maximum cost. If it exceeds the cap, wait until pending requests are settled."""
+        """Reserve the try's maximum cost. If the cap does not allow it, wait until pending requests are settled."""
         while True:
             try:
                 self.last = self.account.reserve(self.prompt, self.max_tokens)
@@ -180,7 +180,7 @@ class _Meter:
 
 
 def _read(answer: Answer, prompt: str, weighted: bool) -> Reply:
-    """Read the reply in an answer. If it is no chat completion, raise `InvalidAnswer`: the client then repeats it.
+    """Read the reply in an answer. Raise `InvalidAnswer` for an unusable answer; the client then repeats the request.
 
     Args:
         weighted: True if log-probabilities were requested. A verdict without them is unusable.

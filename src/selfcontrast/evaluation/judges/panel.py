@@ -26,7 +26,7 @@ from selfcontrast.store import settings_of
 
 @dataclass(frozen=True)
 class PanelJudgment(Judgment):
-    """The mean of the members' values if all are ok, else the status of the first failed one."""
+    """The members' judgments as one: the mean of their values, or the status of the first failed member."""
 
     members: tuple[Judgment, ...] = ()
 
@@ -122,7 +122,7 @@ def combine(members: Sequence[Judgment]) -> PanelJudgment:
 
 
 def disagreement(judgments: Sequence[Judgment]) -> dict[str, float]:
-    """Measure how far a panel's judges disagree, over usable judgments; empty for a single judge.
+    """Measure how far a panel's judges disagree, over usable judgments. Return {} for a single judge.
 
     `judges_apart` is the mean absolute difference between two judges, in units of their values: grades from 1 to 10, or
     outcomes from 0 to 1. `judges_disagree` is the fraction of judgments in which not all judges agree on the grade, or
@@ -133,14 +133,14 @@ def disagreement(judgments: Sequence[Judgment]) -> dict[str, float]:
         return {}
     values = np.array([[member.value for member in j.members] for j in panels], dtype=np.float64)
     pairs = list(combinations(range(values.shape[1]), 2))
-    apart = np.mean([np.abs(values[:, a] - values[:, b]) for a, b in pairs])
+    mean_difference = np.mean([np.abs(values[:, a] - values[:, b]) for a, b in pairs])
     sides = np.sign(values - 0.5) if values.max() <= 1 else values  # grades are 1 or more
     disagree = np.mean((sides != sides[:, :1]).any(axis=1))
-    return {"judges": values.shape[1], "judges_apart": float(apart), "judges_disagree": float(disagree)}
+    return {"judges": values.shape[1], "judges_apart": float(mean_difference), "judges_disagree": float(disagree)}
 
 
 def has_verifier(judge: Any) -> bool:
-    """Return whether a judge is the verifier or a panel with it. Such a judge can only grade the data's own prompts."""
+    """Return True for the verifier and for a panel with it. Such a judge can only grade the data's own prompts."""
     if isinstance(judge, Panel):
         return any(map(has_verifier, judge.judges.values()))
     return isinstance(judge, VerifierJudge)

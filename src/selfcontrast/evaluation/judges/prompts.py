@@ -1,7 +1,7 @@
 """Render the prompts of judges from templates.
 
-All placeholders are replaced at once, so braces in an answer have no effect. Dialogues and answers are fenced by lines
-with a sign, which is a hash of their text. So no text can contain its own sign.
+All placeholders are replaced at once, so braces in an answer have no effect. Dialogues and answers stand between lines
+with a sign, which is a hash of all their text. So no answer can contain the sign.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ def judge_prompt(case: Case, max_characters: int) -> str:
 
 @cache
 def templates_hash(names: tuple[str, ...] = NAMES) -> str:
-    """Hash templates, by default those that all judges share. With another wording, a judge counts as another judge."""
+    """Hash templates, by default those that all judges share. With another wording, a judge has another key."""
     return hashlib.sha256("\0".join(_template(name) for name in names).encode()).hexdigest()
 
 

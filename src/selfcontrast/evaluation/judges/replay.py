@@ -20,7 +20,7 @@ Key = tuple[str, int, int, bool]  # question, turn from 0, sample, swapped
 
 @dataclass(frozen=True)
 class ReplayJudge:
-    """A judge whose replies come from a file. Verdicts are read from them as from a model's replies.
+    """A judge whose replies come from a file. Their verdicts are read like those of a model.
 
     FastChat's rows have question_id, turn (from 1), model and judgment. Rows of a comparison have model_1, model_2,
     g1_judgment (model_1 shown first) and g2_judgment. `sample` is optional.
@@ -35,7 +35,7 @@ class ReplayJudge:
     against: Text | None
 
     def check(self, verifier: Verifier | None) -> None:
-        """Raise `UserError` if a judgment occurs twice with different replies, since two sets of answers were mixed."""
+        """Raise `UserError` if a judgment occurs twice with different replies: the file mixes two sets of answers."""
         self._replies()
 
     def fingerprint(self) -> dict[str, Any]:
@@ -81,8 +81,8 @@ class ReplayJudge:
                 f"question {question}, turn {turn + 1}. Two sets of answers were mixed. Keep one of the two sets."
             )
         if not replies:
-            models_there = ", ".join(sorted(models)) or "no model"
-            raise UserError(f"judge.model={self.model}: not in {self.path}, which has {models_there}. Name one.")
+            names = ", ".join(sorted(models)) or "no model"
+            raise UserError(f"judge.model={self.model}: not in {self.path}, which has {names}. Name one.")
         return replies
 
     def _replies_in(self, row: dict[str, Any]) -> Iterator[tuple[Key, str]]:

@@ -51,7 +51,7 @@ class ReplySettings:
     """The settings of requests for replies.
 
     Attributes:
-        attempts: maximum tries per judgment. The first ok try is the last.
+        attempts: maximum tries per judgment. No try follows an ok one.
         max_tokens: bound on a reply's tokens.
         max_characters: bound on the characters of an answer; the middle of a longer one is not shown to the judge.
         price: price of a million tokens; None if free or unknown.
@@ -113,16 +113,16 @@ class ReplySettings:
         return sum(self.price.of(j.prompt_tokens, j.completion_tokens) for j in judgments)
 
     def _announce(self, prompts: Sequence[str], total: int, attempt: int) -> None:
-        tokens, longest = sum(map(estimated_tokens, prompts)), len(prompts) * self.max_tokens
-        price = f", cost at most {self.price.of(tokens, longest):.2f}" if self.price else ""
-        again = " again" if attempt else ""
+        prompt_tokens, max_reply_tokens = sum(map(estimated_tokens, prompts)), len(prompts) * self.max_tokens
+        price = f", cost at most {self.price.of(prompt_tokens, max_reply_tokens):.2f}" if self.price else ""
+        suffix = " again" if attempt else ""
         log.info(
             "judge: requesting %d of %d judgments%s: about %d prompt tokens, at most %d completion tokens%s",
             len(prompts),
             total,
-            again,
-            tokens,
-            longest,
+            suffix,
+            prompt_tokens,
+            max_reply_tokens,
             price,
         )
 

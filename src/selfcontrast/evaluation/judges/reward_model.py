@@ -16,7 +16,7 @@ from selfcontrast.models.truncation import unread
 
 @dataclass(frozen=True)
 class RewardJudge:
-    """A reward model. A grade is 1 + 9 · sigmoid(reward). In a comparison the answer with the higher reward wins."""
+    """A reward model as a judge. A grade is 1 + 9 · sigmoid(reward). In a comparison the higher reward wins."""
 
     reward_model: RewardModel
 

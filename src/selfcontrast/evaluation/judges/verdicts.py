@@ -1,7 +1,7 @@
 """Read the verdict in a judge's reply.
 
 Only the reply is read, never the judged answers. A judge may quote an answer before it decides. So lines quoted with
-`>` and blocks between ``` are ignored, and the last verdict in the rest counts.
+`>` and blocks between ``` are ignored, and the last verdict in the remaining text is used.
 """
 
 import math
@@ -61,14 +61,14 @@ def choice_position(reply: str) -> int | None:
 
 
 def letter_tokens(token: str, index: int) -> dict[str, str]:
-    """Return by letter a copy of `token` with that letter in place of the verdict's letter at `index`."""
+    """Return, for each letter of a verdict, a copy of `token` with that letter at `index`."""
     return {letter: f"{token[:index]}{letter}{token[index + 1 :]}" for letter in OUTCOMES}
 
 
 def expected_outcome(log_probs: Mapping[str, float]) -> float:
     """Return the expected outcome, in [0, 1], from the letters' log-probabilities at the verdict, as AlpacaEval does.
 
-    Probabilities are normalized over the letters. A missing letter has probability 0. NaN gives NaN.
+    Probabilities are normalized over the letters. A missing letter has probability 0. If one is NaN, return NaN.
     """
     if any(math.isnan(value) for value in log_probs.values()):
         return math.nan
@@ -78,7 +78,7 @@ def expected_outcome(log_probs: Mapping[str, float]) -> float:
 
 
 def from_scores(scores: Sequence[float]) -> Judgment:
-    """Make a judgment from scores: a grade from one score in [0, 1], or a win of the higher of two scores."""
+    """Make a judgment from scores: a grade from one score in [0, 1], or a comparison in which the higher score wins."""
     reply = " against ".join(f"{score:.4f}" for score in scores)
     if not all(map(math.isfinite, scores)):
         return Judgment("unparsable", None, reply)

@@ -12,7 +12,7 @@ from selfcontrast.evaluation.judges.verdicts import from_scores
 
 @dataclass(frozen=True)
 class VerifierJudge:
-    """The job's verifier. A grade is 1 + 9 · score. In a comparison the answer with the higher score wins."""
+    """The job's verifier as a judge. A grade is 1 + 9 · score. In a comparison the higher score wins."""
 
     def check(self, verifier: Verifier | None) -> None:
         if verifier is None:

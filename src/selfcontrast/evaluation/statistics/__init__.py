@@ -1,7 +1,8 @@
-"""Intervals and tests clustered by prompt, since observations of one prompt are not independent.
+"""Compute intervals and tests clustered by prompt, since observations of one prompt are not independent.
 
 A *cluster* is the set of observations of one prompt. Functions take one cluster label per observation (numbers or
-strings). They are seeded, and raise ValueError for empty input, unequal lengths, or a value that is not finite.
+strings), and raise ValueError for empty input, unequal lengths, or a value that is not finite. Functions that draw at
+random take a seed.
 """
 
 from selfcontrast.evaluation.statistics.bootstrap import (

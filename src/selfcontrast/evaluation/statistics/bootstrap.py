@@ -1,4 +1,4 @@
-"""Means, rates and paired differences, with intervals clustered by prompt."""
+"""Compute means, rates and paired differences, with intervals clustered by prompt."""
 
 from dataclasses import dataclass
 
@@ -66,14 +66,15 @@ def rate_interval(outcomes: ArrayLike, clusters: ArrayLike, *, confidence: float
     This is Clopper and Pearson's interval at the effective sample size: the number of independent wins and losses whose
     mean varies as much as that of the clusters (Korn and Graubard 1998, Survey Methodology 24, 193). It stays in [0, 1]
     and has a width even if all outcomes are the same. If every cluster is a win or a loss, it is the exact binomial
-    interval. Otherwise the clusters' variance is uncertain itself:
+    interval. Otherwise the clusters' variance is uncertain too, and two corrections account for this:
 
     - One cluster of the largest variance is added, so that 20 ties in 20 clusters do not give a width of 0.
     - The effective size is multiplied by (z/t)^2. The degrees of freedom of t are the number of clusters that differ
       from the most frequent value, plus 2, and at most C-1: with 98 perfect prompts and 2 others only those 2 carry
       information about the variance.
 
-    In all simulated settings it covers at least its confidence level, and more if outcomes are few or mostly equal.
+    In all simulated settings its coverage is at least its confidence level, within the simulation's error, and higher
+    if outcomes are few or mostly equal (benchmarks/RESULTS.md).
 
     Raises:
         ValueError: for an outcome outside [0, 1], and as in `mean_interval`.
@@ -108,7 +109,7 @@ def rate_interval(outcomes: ArrayLike, clusters: ArrayLike, *, confidence: float
 def standard_error(values: ArrayLike, clusters: ArrayLike) -> float:
     """Return the standard error of the mean over all observations; NaN for one cluster. values, clusters: [n].
 
-    It is the sandwich estimator with its C / (C-1) correction. With one observation per cluster it is s / sqrt(n).
+    It is the sandwich estimator with the correction C / (C-1). With one observation per cluster it is s / sqrt(n).
     """
     sums, counts = by_cluster(values, clusters)
     return _standard_error(sums, counts) if len(sums) > 1 else float("nan")
@@ -139,7 +140,7 @@ def paired_difference(
         a: values of the first system, [n].
         b: values of the second system, [m].
         clusters: prompts of `a`, [n].
-        clusters_b: prompts of `b`, [m]; None if they are those of `a`.
+        clusters_b: prompts of `b`, [m]; None if `b` has the prompts of `a` in the same order.
 
     Returns:
         The interval, whose n is n + m.
@@ -207,7 +208,7 @@ def bca(
     scaled = influence / largest  # the ratio below does not depend on scale, but tiny values would underflow
     acceleration = (scaled**3).sum() / (6 * (scaled**2).sum() ** 1.5)
     shifted = bias + z * np.array([-1.0, 1.0])
-    # Where the denominator is negative, the formula has the wrong sign. There the bound is the end of the range.
+    # If the denominator is negative, the formula has the wrong sign. Then the bound is the end of the range.
     probabilities = ndtr(bias + shifted / np.maximum(1 - acceleration * shifted, 1e-9))
     low, high = np.quantile(replicates, probabilities)
     return float(low), float(high)

@@ -30,12 +30,12 @@ def differences(a: ArrayLike, b: ArrayLike, clusters: ArrayLike, clusters_b: Arr
         raise ValueError("the two systems must have the same clusters")
     (sum_a, count_a), (sum_b, count_b) = by_cluster(a, clusters), by_cluster(b, other)
     mean_a, mean_b = sum_a / count_a, sum_b / count_b
-    # Rounding is not a difference. Otherwise the same scores in another order could be "better" in every cluster.
+    # A rounding error is no difference. Otherwise a system with the same scores in another order could seem better.
     return np.where(np.isclose(mean_a, mean_b, rtol=1e-12, atol=0), 0.0, mean_a - mean_b)
 
 
 def varies(values: ArrayLike) -> bool:
-    """Return whether values differ by more than rounding; 0.1 + 0.2 and 0.3 do not."""
+    """Return True if values differ by more than rounding errors, unlike 0.1 + 0.2 and 0.3."""
     x = np.asarray(values, dtype=np.float64)
     return bool(np.ptp(x) > 1e-12 * max(float(np.abs(x).max()), 1e-3))
 

@@ -7,15 +7,14 @@ the mean squares of the two-way analysis of variance (Searle, Casella and McCull
 seeds treats the prompts as fixed, and an interval over prompts treats the seeds as fixed. Both are too narrow (Clark
 1973, "The language-as-fixed-effect fallacy").
 
-With two or three seeds MS_seed is often small by chance. Pooled degrees of freedom (Satterthwaite) then follow the
-prompts, and the interval covers 87% instead of 95%. So each part keeps the quantile of its own degrees of freedom
-(Banerjee 1961, Sankhya A 23, 359):
+With two or three seeds MS_seed is often small by chance. Pooled degrees of freedom (Welch, Satterthwaite) are then
+nearly those of the prompts, and the interval covers as little as 88% instead of 95%. So each part keeps the quantile of
+its own degrees of freedom (Banerjee 1961, Sankhya A 23, 359):
 
     half-width^2 = [t^2(S-1) MS_seed + t^2(P-1) max(MS_prompt - MS_rest, 0)] / (S P)
 
-In simulations with 2, 3 and 5 seeds it covers 94.0 to 99.6% (benchmarks/RESULTS.md). No valid narrower interval was
-found: Behrens-Fisher quantiles give intervals from 5% narrower to 6% wider, and Welch's degrees of freedom cover as
-little as 88%.
+In simulations with 2, 3 and 5 seeds this interval covers 94.0 to 99.6% (benchmarks/RESULTS.md). No valid interval was
+found that is clearly narrower: with Behrens-Fisher quantiles, intervals are from 5% narrower to 6% wider.
 """
 
 from dataclasses import dataclass
@@ -72,7 +71,7 @@ def crossed_mean(values: ArrayLike, confidence: float = 0.95) -> CrossedMean:
     squares = mean_squares(table)
     half_width = _half_width(squares, seeds, prompts, 1 - confidence)
     error = _half_width(squares, seeds, prompts, None)
-    if not half_width > 0:  # the means of seeds do not differ, nor those of prompts; only single cells do
+    if not half_width > 0:  # neither the seeds' means nor the prompts' means differ, only single cells
         return CrossedMean(estimate, nan, nan, nan, error, seed_error, seeds, prompts, confidence)
     p = _p_value(squares, seeds, prompts, abs(estimate))
     low, high = estimate - half_width, estimate + half_width
@@ -94,7 +93,7 @@ def mean_squares(table: Floats) -> tuple[float, float, float]:
 def _half_width(squares: tuple[float, float, float], seeds: int, prompts: int, alpha: float | None) -> float:
     """Return the half-width of the 1 - alpha interval; the standard error if alpha is None.
 
-    It is at least the half-width over prompts alone. The sum could be smaller if the seeds' means happen to be equal.
+    It is at least the half-width over prompts alone. The formula may give less if the seeds' means happen to be equal.
     """
     from scipy.special import stdtrit  # the quantile of Student's t
 
@@ -107,8 +106,8 @@ def _half_width(squares: tuple[float, float, float], seeds: int, prompts: int, a
     elif prompts == 1:
         total = part(seed, seeds - 1)
     else:
-        both = part(seed, seeds - 1) + part(max(prompt - rest, 0.0), prompts - 1)
-        total = max(both, part(prompt, prompts - 1))
+        combined = part(seed, seeds - 1) + part(max(prompt - rest, 0.0), prompts - 1)
+        total = max(combined, part(prompt, prompts - 1))
     return float(np.sqrt(total / (seeds * prompts)))
 
 

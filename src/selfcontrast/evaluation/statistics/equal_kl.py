@@ -1,7 +1,7 @@
 """Compare the scores of several training runs at the same KL from their common initial model.
 
 Each run is a path from (KL 0, the fine-tuned model's score) over its checkpoints to its policy. Paths are compared
-at the smallest final KL, which all of them reach. The score there is interpolated linearly between the two points
+at the smallest final KL, which all of them reach. The score at this KL is interpolated linearly between the two points
 around it. Paths and smallest final KL are computed anew in each bootstrap sample of prompts, so the interval includes
 the noise of both.
 """
@@ -30,7 +30,7 @@ class EqualKL:
 
     Attributes:
         kl: the KL, in nats per response.
-        scores: each run's score at it.
+        scores: each run's score at this KL.
         differences: each run's difference from the first, paired by prompt; 0 for the first.
     """
 
@@ -40,7 +40,7 @@ class EqualKL:
 
 
 def at_equal_kl(paths: Sequence[KLPath], *, confidence: float, n_bootstrap: int, seed: int) -> EqualKL:
-    """Compare training runs, measured on the same prompts, in the same order.
+    """Compare training runs. All paths hold the same prompts in the same order.
 
     Intervals are percentiles of a bootstrap over prompts.
 
@@ -52,7 +52,7 @@ def at_equal_kl(paths: Sequence[KLPath], *, confidence: float, n_bootstrap: int,
     prompts = arrays[0][0].shape[-1]
     for kl, scores in arrays:
         if kl.shape != scores.shape or kl.ndim != 2 or len(kl) < 2 or kl.shape[1] != prompts or prompts == 0:
-            raise ValueError("a path needs two points or more, and all paths the same prompts")
+            raise ValueError("a path needs two points or more, and all paths need the same prompts")
         if not (np.isfinite(kl).all() and np.isfinite(scores).all()):
             raise ValueError("values must be finite")
     common_kl, estimates = _scores(arrays, np.full((1, prompts), 1 / prompts))
@@ -76,15 +76,16 @@ def at_equal_kl(paths: Sequence[KLPath], *, confidence: float, n_bootstrap: int,
 
 
 def score_at(kl: Floats, scores: Floats, target_kl: Floats) -> Floats:
-    """Return each path's score where it first reaches a KL, else its last score, [n].
+    """Return each path's score where it first reaches a KL, or its last score if it does not reach it, [n].
 
     kl, scores: [n, points]; target_kl: [n].
     """
     reached = kl[:, 1:] >= target_kl[:, None]
     after = np.where(reached.any(axis=1), reached.argmax(axis=1) + 1, kl.shape[1] - 1)
     rows = np.arange(len(kl))
-    left, right = kl[rows, after - 1], kl[rows, after]
-    fraction = np.clip((target_kl - left) / np.where(right > left, right - left, 1.0), 0.0, 1.0)
+    kl_before, kl_after = kl[rows, after - 1], kl[rows, after]
+    step = np.where(kl_after > kl_before, kl_after - kl_before, 1.0)
+    fraction = np.clip((target_kl - kl_before) / step, 0.0, 1.0)
     return np.asarray(scores[rows, after - 1] + fraction * (scores[rows, after] - scores[rows, after - 1]))
 
 

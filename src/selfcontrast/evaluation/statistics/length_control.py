@@ -143,8 +143,8 @@ def length_controlled_difference(
     Args:
         a, b: each system's outcomes [n], length differences [n], clusters [n] and, if known, difficulties [n], as in
             `length_controlled_win_rate`. The systems may have different numbers of judgments per prompt.
-        confidence, n_bootstrap, seed: as in `mean_interval`. Bounds are NaN unless there are more prompts than
-            coefficients, and if nothing varies. The interval's n counts both systems' judgments.
+        confidence, n_bootstrap, seed: as in `mean_interval`. Bounds are NaN if there are no more prompts than
+            coefficients, or if nothing varies. The interval's n counts both systems' judgments.
 
     Raises:
         ValueError: as in `length_controlled_win_rate`, and if the systems do not have the same prompts.
@@ -165,9 +165,9 @@ def length_controlled_difference(
         refits = [(*fit_a.refit(counts), *fit_b.refit(counts)) for counts in draws]
         rates, fragile_a, rates_b, fragile_b = (np.concatenate(columns) for columns in zip(*refits, strict=True))
         fragile = fragile_a | fragile_b
-        both = (fit_a.interval(fit_a.value(confidence), rates), fit_b.interval(fit_b.value(confidence), rates_b))
+        intervals = fit_a.interval(fit_a.value(confidence), rates), fit_b.interval(fit_b.value(confidence), rates_b)
         influence = fit_a.influence() - fit_b.influence()
-        interval = refitted_difference(interval, rates - rates_b, influence, parameters, both, near_separation)
+        interval = refitted_difference(interval, rates - rates_b, influence, parameters, intervals, near_separation)
     return ControlledRate(interval, near_separation, float(fragile.mean()))
 
 
@@ -180,7 +180,8 @@ def win_rate_at_equal_length(coefficients: Coefficients, difficulties: ArrayLike
 class _Regression:
     """The judgments as a regression.
 
-    A column of zeros is left out: of a constant difficulty, which is centred, or if all length differences are 0.
+    A column of zeros is left out. The column of difficulties is zero if they are all equal, because it is centred; the
+    column of lengths is zero if all length differences are 0.
     """
 
     def __init__(self, outcomes: Floats, lengths: Floats, difficulty: Floats) -> None:
@@ -203,7 +204,7 @@ class _Regression:
         return rates
 
     def fragile(self, fitted: Floats, weights: Floats) -> NDArray[np.bool_]:
-        """Return which fits the data hardly determine [B]."""
+        """Return True for each fit that the data hardly determine [B]."""
         fragile: NDArray[np.bool_] = least_information(self.design, weights, fitted) < LEAST_INFORMATION
         return fragile
 
@@ -262,7 +263,7 @@ class _Fit:
         return bool(self.regression.fragile(self.coefficients[None], np.ones((1, self.regression.size)))[0])
 
     def refit(self, counts: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-        """Refit with prompts weighted by `counts`; return the rates and which fits are fragile, [rows] each.
+        """Refit with prompts weighted by `counts`; return the rates, and True for each fragile fit, [rows] each.
 
         counts: [rows, C].
         """
@@ -280,7 +281,7 @@ class _Fit:
         return refitted_rate(value, rates, self.influence(), self.regression.parameters, error, self.near_separation)
 
     def influence(self) -> Floats:
-        """Return the rate's derivative by each prompt's weight, [C]; they add up to 0."""
+        """Return the rate's derivative by each prompt's weight, [C]. The derivatives add up to 0."""
         influence = np.bincount(self.index, weights=self.regression.influence(self.coefficients)) / self.regression.size
         centred: Floats = influence - influence.mean()
         return centred
@@ -291,9 +292,9 @@ def refitted_rate(
 ) -> Interval:
     """Return a rate with bounds: each is the outer one of BCa and Student's t, as in `mean_interval`.
 
-    Student's t is applied to the rate's log-odds, so that the bounds stay within [0, 1]. Its standard error is the
-    sandwich estimator's. If the data hardly determine the fit, or do not vary, there are hardly any residuals, and the
-    sandwich is far too small. Then the standard error is at least that of the model with its ridge.
+    Student's t is applied to the rate's log-odds, so that the bounds stay within [0, 1]. The standard error is the
+    sandwich estimate. If the data hardly determine the fit, or do not vary, there are hardly any residuals, and the
+    sandwich estimate is far too small. Then the standard error is at least that of the model with its ridge.
 
     Args:
         replicates: the rate in each bootstrap sample, [resamples].
@@ -322,9 +323,9 @@ def refitted_difference(
 ) -> Interval:
     """Return a difference of two rates with bounds, as in `refitted_rate`.
 
-    If the data hardly determine a fit, each bound is at least as far out as the two rates' intervals imply, by the
-    method of variance estimates recovery (Zou and Donner 2008, Statistics in Medicine 27, 1693). Bounds are NaN if the
-    difference does not vary.
+    If the data hardly determine a fit, each bound is at least as far from the estimate as the bound that follows from
+    the two rates' intervals by the method of variance estimates recovery (Zou and Donner 2008, Statistics in Medicine
+    27, 1693). Otherwise, bounds are NaN if the difference does not vary.
 
     Args:
         value, replicates, influence, parameters: as in `refitted_rate`.

@@ -1,17 +1,17 @@
 """Estimate win rates at equal length of several systems against one opponent, for prompts of unknown difficulty.
 
 A prompt that the opponent answers briefly is often easy, and every system's answer to it is longer in comparison. A
-model without difficulty would attribute this effect to length (`length_control.py` needs known difficulties). Here
-difficulty is estimated jointly over all systems and samples compared with the same opponent. The log-odds that system m
-wins pair i of prompt p are
+model without difficulty would attribute this effect to length (`length_control.py` needs known difficulties). This
+module estimates difficulty jointly over all systems and samples compared with the same opponent. The log-odds that
+system m wins pair i of prompt p are
 
     model_m + length * x_i + between * mean(x)_p + difficulty_p,        x = tanh(Δ / std(Δ)),
 
 - `length` is a single number, since it is the judge's preference for any system's answers.
 - `difficulty_p` is shrunk towards 0 by a normal prior of standard deviation `SPREAD`.
 - `between` is the effect of a prompt's mean length (Mundlak 1978, Econometrica 46, 69). With it, `length` is estimated
-  only within prompts. Without it, shrinkage attributes a part of the difficulty to `length`: in simulations the rates
-  were off by 3 to 8 points (benchmarks/RESULTS.md).
+  only within prompts. Without it, shrinkage attributes a part of the difficulty to `length`: in simulations with one
+  pair per prompt from each of two systems, the rates were off by 3 to 8 points (benchmarks/RESULTS.md).
 
 The rate is the mean over prompts of the win probability at x_i = 0, with the same weight for each judged prompt. If no
 prompt has two pairs of different length, `length` is not identified, and there is no rate.
@@ -87,7 +87,7 @@ def length_controlled_within_prompts(
 
     Differences use the prompts on which both systems were judged. Without such prompts there is no difference.
     Intervals are as in `mean_interval`, with the model refitted in each of `n_bootstrap` bootstrap samples of clusters.
-    Bounds are NaN unless there are more clusters than coefficients, and for a difference that does not vary.
+    Bounds are NaN if there are no more clusters than coefficients, and for a difference that does not vary.
 
     Raises:
         ValueError: for empty input, unequal lengths, a value that is not finite, an outcome outside [0, 1].
@@ -105,7 +105,7 @@ def length_controlled_within_prompts(
         common = [name for i, name in enumerate(names) if name != baseline and (model.judged[i] & base).any()]
         contrasts += [(name, baseline) for name in common]
     estimates = model.values(start, ones, contrasts)[0]
-    weak = model.fragile(start, ones)[0]
+    is_fragile = model.fragile(start, ones)[0]
     replicates, fragile = [np.full((1, len(contrasts)), np.nan)], [np.full((1, len(names)), np.nan)]
     parameters = model.design.shape[1]
     if model.clusters > parameters:
@@ -122,20 +122,20 @@ def length_controlled_within_prompts(
         n = sum(int((model.system == member).sum()) for member in members)
         judged = np.logical_and.reduce([model.judged[member] for member in members])
         size = len(np.unique(model.cluster[judged]))
-        near_separation = bool(weak[members].any())
+        near_separation = bool(is_fragile[members].any())
         interval = Interval(float(estimates[i]), np.nan, np.nan, n, size, confidence)
         if model.clusters > parameters:
             influence, error = model.influence(start, name, other)
             if other is None:
                 interval = refitted_rate(interval, values[:, i], influence, parameters, error, near_separation)
             else:
-                both = (results[members[0]].interval, results[members[1]].interval)
-                interval = refitted_difference(interval, values[:, i], influence, parameters, both, near_separation)
+                rates = (results[members[0]].interval, results[members[1]].interval)
+                interval = refitted_difference(interval, values[:, i], influence, parameters, rates, near_separation)
         fraction = float(fragile_refits[:, members].max(axis=1).mean())
         results.append(ControlledRate(interval, near_separation, fraction))
-    rates = dict(zip(names, results, strict=False))
+    rate_of = dict(zip(names, results, strict=False))
     differences = {name: value for (name, other), value in zip(contrasts, results, strict=True) if other is not None}
-    return WithinPrompts(rates, differences, float(start[0][0, len(names)]))
+    return WithinPrompts(rate_of, differences, float(start[0][0, len(names)]))
 
 
 _Fitted = tuple[Floats, Floats]
@@ -191,8 +191,7 @@ class _Model:
             fitted, difficulty = fitted + start[0], difficulty + start[1]
         active = np.arange(rows)
         for _ in range(_STEPS):
-            current = fitted[active], difficulty[active]
-            curvature, slope, by_prompt = self._curvature(current, weights[active])
+            curvature, slope, by_prompt = self._curvature((fitted[active], difficulty[active]), weights[active])
             step = np.linalg.solve(curvature, slope[:, :, None])[:, :, 0]
             residual, precision, mixed = by_prompt
             difficulty_step = (residual - np.einsum("bpk,bk->bp", mixed, step)) / precision
@@ -252,7 +251,7 @@ class _Model:
         return influence - influence.mean(), float(np.sqrt(gradient @ solution))
 
     def _probabilities(self, fitted: _Fitted, name: str, other: str | None) -> tuple[Floats, NDArray[np.bool_]]:
-        """Return win probabilities at equal length, or differences of two, [B, P], and which prompts count [P]."""
+        """Return win probabilities at equal length, or differences of two, [B, P], and True per judged prompt [P]."""
         coefficients, difficulty = fitted
         shared = coefficients[:, -1:] * self.between + difficulty
         index = self.names.index(name)

@@ -30,9 +30,9 @@ def fit_logistic(design: Floats, outcomes: Floats, weights: Floats, start: Float
     fitted = np.tile(start, (len(weights), 1))
     active = np.arange(len(weights))
     for _ in range(_STEPS):
-        current, active_weights = fitted[active], weights[active]
-        probability = expit(current @ design.T)
-        slope = (active_weights * (outcomes - probability)) @ design - RIDGE * current
+        coefficients, active_weights = fitted[active], weights[active]
+        probability = expit(coefficients @ design.T)
+        slope = (active_weights * (outcomes - probability)) @ design - RIDGE * coefficients
         curvature = _curvature(active_weights, probability, squares, ridge=RIDGE)
         step = np.linalg.solve(curvature, slope[:, :, None])[:, :, 0]
         distance = longest * np.linalg.norm(step, axis=1, keepdims=True)
@@ -46,14 +46,15 @@ def fit_logistic(design: Floats, outcomes: Floats, weights: Floats, start: Float
 def least_information(design: Floats, weights: Floats, fitted: Floats) -> Floats:
     """Return the smallest eigenvalue of the data's Fisher information, without the ridge, of each fit [B].
 
-    A judgment at even odds adds 1/4. Near 0 the data do not determine some combination of coefficients.
+    A judgment at even odds adds 1/4 to the information. If the eigenvalue is near 0, the data do not determine some
+    combination of the coefficients.
     """
     information = _curvature(weights, expit(fitted @ design.T), _squares(design), ridge=0.0)
     return np.linalg.eigvalsh(information)[:, 0].astype(np.float64)
 
 
 def coefficient_covariance(design: Floats, fitted: Floats) -> Floats:
-    """Return the inverse curvature at a fit to all observations, the ridge's prior included, [k, k].
+    """Return the inverse curvature at a fit to all observations, with the ridge, [k, k].
 
     design: [n, k]; fitted: [k].
     """

@@ -54,7 +54,7 @@ def position_bias(
 
 
 def flips(first: Floats, second: Floats) -> NDArray[np.bool_]:
-    """Return which pairs' verdicts depend on the order, [n]."""
+    """Return True for each pair whose verdict depends on the order, [n]."""
     flipped: NDArray[np.bool_] = np.sign(first - 0.5) != np.sign(second - 0.5)
     return flipped
 

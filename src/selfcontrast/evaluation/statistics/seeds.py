@@ -1,4 +1,4 @@
-"""Intervals and tests over training seeds, with one number per seed."""
+"""Compute intervals and tests over training seeds, from one number per seed."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,8 +13,8 @@ def over_seeds(
     """Return the mean of one number per seed, values: [n], with Student's t interval.
 
     The interval covers the randomness of training, not the choice of prompts, which are the same for every seed. Its
-    bounds are NaN for a single seed and for seeds that do not differ, since their variance is unknown. They are clipped
-    to `minimum` and `maximum`, the range of possible values.
+    bounds are NaN for a single seed and for seeds that do not differ, since their variance is unknown. Other bounds are
+    clipped to `minimum` and `maximum`, the range of possible values.
     """
     from scipy import stats
 
