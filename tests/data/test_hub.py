@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfcontrast.data.example import Example
-from selfcontrast.data.hub import Hub, Part
+from selfcontrast.data.hub import Hub, Part, split_off
 from selfcontrast.errors import UserError
 from shared import shared_data
+from tiny import example
 
 Row = dict[str, Any]
 PART = {"subset": None, "revision": None, "split": "train", "turns": None, "limit": None}
@@ -173,6 +174,14 @@ def test_ultrachat_with_its_test_split(tmp_path: Path, caplog: pytest.LogCapture
     assert {example.rejected for example in trained} == {""}
     assert any("the last message of 'messages' must be the assistant's: 1" in message for message in caplog.messages)
     assert "data.train: removed 1 rows whose prompt is in data.test" in caplog.messages
+
+
+def test_split_off_a_test_set_with_nearly_all_training_prompts_is_refused() -> None:
+    prompts = [example(str(i), f"Q{i}", "A.") for i in range(20)]
+    splits = split_off(prompts, prompts[:12], 0.1)
+    assert (len(splits["train"]) + len(splits["validation"]), len(splits["test"])) == (8, 12)
+    with pytest.raises(UserError, match=r"data\.test .*\b7\b"):
+        split_off(prompts, prompts[:13], 0.1)
 
 
 def test_ultrafeedback_pairs(tmp_path: Path) -> None:

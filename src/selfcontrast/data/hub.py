@@ -175,10 +175,19 @@ class Hub:
 
 
 def split_off(train: list[Example], test: list[Example], validation: float) -> dict[Split, list[Example]]:
-    """Remove the test prompts from training, and hold out a fraction of the remaining prompts for validation."""
+    """Remove the test prompts from training, and hold out a fraction of the remaining prompts for validation.
+
+    Raises:
+        UserError: if too few training prompts remain.
+    """
     test_keys = {key_of_content(example.prompt) for example in test}
     remaining = [example for example in train if key_of_content(example.prompt) not in test_keys]
     if removed := len(train) - len(remaining):
         log.warning("data.train: removed %d rows whose prompt is in data.test", removed)
+        if (left := len({key_of_content(example.prompt) for example in remaining})) < MIN_PROMPTS:
+            raise UserError(
+                f"data.test has nearly all prompts of data.train: only {left} remain, and training needs {MIN_PROMPTS}. "
+                "Choose another data.test."
+            )
     kept, held_out = hold_out(remaining, validation)
     return {"train": kept, "validation": held_out, "test": test}
