@@ -41,7 +41,7 @@ def test_over_seeds_of_one_has_no_interval() -> None:
 
 @pytest.mark.parametrize("values", [[0.5, 0.5], [0.1 + 0.2, 0.3], [0.0, 1e-17, 0.0]])
 def test_over_seeds_equal_up_to_rounding_has_no_interval(values: list[float]) -> None:
-    """0.1 + 0.2 differs from 0.3 in the last bit. Before, that gave p = 8e-17."""
+    """0.1 + 0.2 differs from 0.3 in the last bit. An earlier version gave p = 8e-17 for these numbers."""
     assert math.isnan(seeds_test(values))
     assert math.isnan(over_seeds(values).low)
     assert math.isnan(over_seeds(values).high)
