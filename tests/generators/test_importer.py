@@ -1,4 +1,4 @@
-"""Imported candidates: matched by prompt, tokenized as in training, and checked before any compute."""
+"""Test that imported candidates are matched by prompt, tokenized as in training, and checked before any compute."""
 
 import json
 import logging
@@ -108,14 +108,14 @@ def test_responses_without_room_are_dropped_and_counted(tmp_path: Path, policy: 
         generate(import_from(write(tmp_path, rows()), max_length=3), tmp_path / "out", policy)
 
 
-def test_fewer_prompts_are_drawn_from_those_with_responses(tmp_path: Path, policy: Path) -> None:
+def test_prompts_setting_draws_only_prompts_with_responses(tmp_path: Path, policy: Path) -> None:
     importer = import_from(write(tmp_path, rows()[2:4]), prompts=1)
     results, summary = generate(importer, tmp_path / "out", policy)
     assert len(results) == summary["prompts"] == 1
     assert set(results) < {"b", "c"}
 
 
-def test_fingerprint_depends_on_content_not_on_path(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_the_files_content_not_its_path(tmp_path: Path) -> None:
     first, same = write(tmp_path, rows()), write(tmp_path, rows(), "same.jsonl")
     other = write(tmp_path, rows()[1:], "other.jsonl")
     assert import_from(first).fingerprint() == import_from(same).fingerprint() != import_from(other).fingerprint()

@@ -1,4 +1,4 @@
-"""The data's rejected answers as candidates, for the same prompts as sampling."""
+"""Test candidates that are the data's rejected answers, for the prompts that sampling would draw."""
 
 import logging
 from dataclasses import replace

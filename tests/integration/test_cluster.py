@@ -13,7 +13,7 @@ from jobs import TIMEOUT, TINY, Finished, read_result, start_train, stopped_job
 
 
 @pytest.mark.slow
-def test_job_on_two_nodes_has_the_losses_of_one(finished: Finished, tmp_path: Path) -> None:
+def test_job_on_two_nodes_has_the_losses_of_one_node(finished: Finished, tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])

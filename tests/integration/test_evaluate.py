@@ -85,10 +85,10 @@ def test_evaluate_with_another_chat_template_gives_other_answers(finished: Finis
 
 
 def test_evaluate_without_a_model_exits_with_one_line(tmp_path: Path) -> None:
-    for arguments, words in (([], "model.path is required"), (["model=./nowhere"], "./nowhere")):
+    for arguments, message in (([], "model.path is required"), (["model=./nowhere"], "./nowhere")):
         ended = run_train(*arguments, cwd=tmp_path, script="evaluate.py")
         assert ended.returncode == 1
-        assert words in ended.stderr
+        assert message in ended.stderr
         assert [line.partition(":")[0] for line in ended.stderr.splitlines()][1:] == ["error"]
 
 

@@ -40,8 +40,8 @@ def test_sft_continued_has_the_prompts_and_steps_of_self_contrast(finished: Fini
     )
 
 
-def test_sweep_of_sft_alone_and_of_a_token_budget(finished: Finished, tmp_path: Path) -> None:
-    """K = 1 gets the tokens of K = 2. The method sft has no policy."""
+def test_sweep_of_methods_with_a_token_budget_finishes(finished: Finished, tmp_path: Path) -> None:
+    """The job with K = 1 gets as many tokens as the finished job with K = 2. The method sft has no align stage."""
     tokens = stages(finished.result)["align"]["summary"]["tokens"]
     store = {"SELFCONTRAST_STORE": str(finished.folder / "store")}
     settings = [setting for setting in TINY if not setting.startswith("negatives=")]
@@ -91,7 +91,7 @@ def test_spin_draws_one_response_per_prompt_in_each_iteration(finished: Finished
 
 
 def test_dft_with_the_samplers_log_probs_scores_only_targets(finished: Finished, tmp_path: Path) -> None:
-    """Its importance weights are 1 at the start."""
+    """The importance weights of DFT are 1 at the start."""
     result = run(tmp_path, finished, "objective=dft", "reference=sampler", without=())
     after, before = stages(result), stages(finished.result)
     for part in ("sft", "generate", "embed", "filter"):
@@ -115,7 +115,7 @@ def test_swepo_without_a_reference_trains_on_scores(finished: Finished, tmp_path
 
 
 def test_plan_has_the_keys_of_the_run(finished: Finished) -> None:
-    """For a K that no other test runs in this store, it finds the shared stages."""
+    """For K = 4, which no other test runs in this store, the plan finds the shared stages."""
     folders = (f"store={finished.folder / 'store'}", "output=out", "tracking=none")
     planned = plan(composed(*TINY, *folders), DataReader())
     assert {step.label: step.artifact.key for step in planned.steps} == {

@@ -1,4 +1,4 @@
-"""Run the miniature's commands on a tiny job: two K, two seeds and one baseline give one report with verdicts."""
+"""Run the miniature's commands on a tiny job: two values of K, two seeds and a baseline give a report with verdicts."""
 
 import json
 import subprocess

@@ -42,7 +42,7 @@ def test_edited_selector_gives_a_warning_and_is_recomputed_on_request(tmp_path: 
     file.write_text(SELECTOR.format(order=":-1"))
     cached = stage_lines()
     assert cached["filter"].startswith("cached")
-    assert all(words in cached["stderr"] for words in ("code (own_selector.py)", "recompute=[filter]"))
+    assert all(text in cached["stderr"] for text in ("code (own_selector.py)", "recompute=[filter]"))
     again = stage_lines("recompute=[filter]")
     assert [again[name].split()[0] for name in ("sft", "generate", "embed")] == ["cached"] * 3
     assert [again[name].split()[0] for name in ("filter", "reference", "align")] == ["done"] * 3

@@ -1,4 +1,4 @@
-"""Run the default sweep: `wandb sweep` and `wandb agent` start `train.py`, with a stand-in for the server."""
+"""Run the default sweep: `wandb sweep` and `wandb agent` start `train.py`, with a stand-in for W&B's server."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ LARGE = ("filter.max_negatives=16", "generator.samples=24")  # needed for K = 16
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, WandbServer]:
-    """Run sweeps/negatives.yaml unchanged with one agent; all files are in the folder."""
+    """Run all points of sweeps/negatives.yaml with one agent. Return the folder of all files, and the server."""
     folder = tmp_path_factory.mktemp("swept")
     sweep_file(folder, "negatives.yaml", None, *LARGE)
     with serving() as server:
@@ -98,7 +98,7 @@ def test_multirun_over_the_same_points_gives_the_same_results(swept: tuple[Path,
         assert came_to(read_result(tmp_path / "sweep" / str(number))) == came_to(by_agent)
 
 
-def test_wandb_key_is_in_no_file_and_no_request_body(swept: tuple[Path, WandbServer]) -> None:
+def test_wandb_api_key_is_in_no_file_and_no_request_body(swept: tuple[Path, WandbServer]) -> None:
     folder, server = swept
     assert {request.key for request in server.requests if request.path == "/graphql"} == {SECRET}
     assert [r.path for r in server.requests if SECRET in r.path or SECRET.encode() in r.body] == []

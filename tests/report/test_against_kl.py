@@ -1,4 +1,4 @@
-"""Score against KL on a run's page and in a sweep's report, and methods at equal KL."""
+"""Test the score against KL on a run's page and in a sweep's report, and methods at equal KL."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -58,7 +58,7 @@ def measured(make: Make) -> Callable[..., Result]:
 
 
 def varied(result: Result, value: str) -> Result:
-    """Return a job with a separate variant."""
+    """Return the result with another setting, which makes it a separate variant."""
     return replace(result, config={**result.config, "sft": {"x": value}})
 
 
@@ -84,7 +84,7 @@ def test_report_of_a_run_shows_kl_and_entropy(
     assert rows(result.against_kl)[0][:4] == ["SFT", "0", "0.600 [0.550, 0.650]", "0.000"]
 
 
-def test_long_responses_leave_room_for_names_on_a_terminal(
+def test_print_result_with_large_entropy_keeps_names_whole(
     measured: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -115,7 +115,7 @@ def test_figure_of_the_sft_model_alone_is_none(measured: Make) -> None:
 def test_equal_kl_compares_methods_at_the_smallest_final_kl(
     measured: Make, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Compare by hand at KL 2: the first ends there with 0.7; the second is halfway from (1, 0.6) to (3, 0.9)."""
+    """At KL 2, the first method ends with 0.7. The second is halfway between (1, 0.6) and (3, 0.9), at 0.75."""
     write(tmp_path / "0", measured([0, 1, 2], [0.5, 0.6, 0.7], k=1))
     write(tmp_path / "1", measured([0, 1, 3], [0.5, 0.6, 0.9], k=2))
     sweep = read_sweep([tmp_path])
@@ -143,7 +143,7 @@ def test_equal_kl_compares_methods_at_the_smallest_final_kl(
 
 
 def test_equal_kl_of_several_seeds_has_intervals_over_seeds(measured: Make, write: Write, tmp_path: Path) -> None:
-    """The smallest final KL is 1. There K=1 has 0.6 and 0.7, and K=2 has 0.65 and 0.75, interpolated linearly."""
+    """The smallest final KL is 1. At KL 1, K=1 has 0.6 and 0.7, and K=2 has 0.65 and 0.75 by interpolation."""
     for seed, shift in ((1, 0.0), (2, 0.1)):
         write(tmp_path / f"a{seed}", measured([0, 1], [0.5, 0.6 + shift], k=1, seed=seed))
         write(tmp_path / f"b{seed}", measured([0, 2], [0.5, 0.8 + 2 * shift], k=2, seed=seed))
@@ -154,7 +154,7 @@ def test_equal_kl_of_several_seeds_has_intervals_over_seeds(measured: Make, writ
     assert table.notes == [OVER_SEEDS, "Differences are from K=1.", STRAIGHT]
 
 
-def test_equal_kl_on_other_prompts_has_no_intervals(measured: Make, write: Write, tmp_path: Path) -> None:
+def test_equal_kl_on_different_prompts_has_no_intervals(measured: Make, write: Write, tmp_path: Path) -> None:
     write(tmp_path / "0", measured([0, 2], [0.5, 0.7], k=1))
     write(tmp_path / "1", measured([0, 4], [0.5, 0.9], ["w", "x", "y", "z"], k=2))
     table = equal_kl(read_sweep([tmp_path]))
@@ -163,7 +163,7 @@ def test_equal_kl_on_other_prompts_has_no_intervals(measured: Make, write: Write
     assert table.notes == [OTHER_PROMPTS, STRAIGHT]
 
 
-def test_equal_kl_of_other_sft_models_has_no_difference(measured: Make, write: Write, tmp_path: Path) -> None:
+def test_equal_kl_from_different_sft_models_has_no_difference(measured: Make, write: Write, tmp_path: Path) -> None:
     """KL is measured from the fine-tuned model, so KLs from different models cannot be compared."""
     for name, sft in (("a", 0.6), ("b", 0.5)):
         write(tmp_path / name, varied(measured([0, 2], [sft, 0.7], sft=sft, k=1), name))
@@ -180,7 +180,7 @@ def test_equal_kl_of_other_sft_models_has_no_difference(measured: Make, write: W
     ]
 
 
-def test_equal_kl_of_seeds_with_own_sft_models_has_a_difference(measured: Make, write: Write, tmp_path: Path) -> None:
+def test_equal_kl_with_one_sft_model_per_seed_has_a_difference(measured: Make, write: Write, tmp_path: Path) -> None:
     for seed, sft in ((1, 0.5), (2, 0.6)):
         for k in (1, 2):
             result = measured([0, 2], [sft, sft + 0.1 * k], sft=sft, k=k, seed=seed)
@@ -191,7 +191,7 @@ def test_equal_kl_of_seeds_with_own_sft_models_has_a_difference(measured: Make, 
 
 
 @pytest.mark.parametrize("seeds", [[1], [1, 2]])
-def test_equal_kl_at_other_decodings_has_no_difference(
+def test_equal_kl_at_different_decodings_has_no_difference(
     seeds: list[int], measured: Make, write: Write, tmp_path: Path
 ) -> None:
     for seed in seeds:
@@ -205,7 +205,9 @@ def test_equal_kl_at_other_decodings_has_no_difference(
     assert "No difference from K=1 for methods that were measured at another decoding: K=2." in table.notes
 
 
-def test_equal_kl_on_other_prompts_has_no_difference_over_seeds(measured: Make, write: Write, tmp_path: Path) -> None:
+def test_equal_kl_over_seeds_on_different_prompts_has_no_difference(
+    measured: Make, write: Write, tmp_path: Path
+) -> None:
     for seed in (1, 2):
         write(tmp_path / f"a{seed}", measured([0, 2], [0.5, 0.7], k=1, seed=seed))
         write(tmp_path / f"b{seed}", measured([0, 2], [0.5, 0.8], ["w", "x", "y", "z"], k=2, seed=seed))
@@ -229,7 +231,7 @@ def test_equal_kl_with_missing_seeds_compares_shared_seeds(measured: Make, write
     assert "No difference from K=1 for methods that have no seed in common with it: K=8." in table.notes
 
 
-def test_equal_kl_of_single_jobs_of_other_seeds_has_no_difference(
+def test_equal_kl_of_single_jobs_with_different_seeds_has_no_difference(
     measured: Make, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for k in (1, 2):
@@ -267,7 +269,7 @@ def test_equal_kl_of_a_policy_at_zero_kl_is_none(
 
 
 def test_figure_of_many_methods_names_the_best_ten(measured: Make, write: Write, tmp_path: Path) -> None:
-    """Twelve methods, the later the better: the legend has the ten best, and counts the others."""
+    """Each of twelve methods is better than the one before. The legend names the ten best and counts the others."""
     for i in range(12):
         write(
             tmp_path / str(i),
@@ -276,4 +278,4 @@ def test_figure_of_many_methods_names_the_best_ten(measured: Make, write: Write,
     canvas = figure_of_sweep(read_sweep([tmp_path]))
     assert canvas is not None
     names = [entry.get_text() for entry in canvas.legends[0].get_texts()]
-    assert names == ["2 more", *(f"sft.x={arm:02} (K=1)" for arm in range(11, 1, -1))]
+    assert names == ["2 more", *(f"sft.x={i:02} (K=1)" for i in range(11, 1, -1))]

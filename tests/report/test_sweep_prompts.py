@@ -1,4 +1,4 @@
-"""Report the number of prompts of each method in a sweep, if the numbers differ."""
+"""Test that a sweep's report shows each method's number of prompts if the numbers differ."""
 
 from collections.abc import Callable
 from dataclasses import replace
