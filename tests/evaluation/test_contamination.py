@@ -53,7 +53,7 @@ WORDS_ONLY = Contamination(ngram=3, containment=0.5, similarity=None, encoder=An
 # --- n-grams ---
 
 
-def test_containment_by_hand() -> None:
+def test_containment_equals_numbers_by_hand() -> None:
     """The 3-grams are abc, bcd and cde. The first training prompt has two of them, the second has one."""
     fractions, sources = containment(["a b c d e"], ["x a b c d y", "c d e", "a b"], 3)
     assert fractions.tolist() == [pytest.approx(2 / 3)]
@@ -67,7 +67,7 @@ def test_containment_does_not_add_up_over_training_prompts() -> None:
 
 
 def test_containment_counts_repeated_ngrams_once() -> None:
-    fractions, _ = containment(["a a a a a b c"], ["a a a x"], 3)  # aaa, aab, abc
+    fractions, _ = containment(["a a a a a b c"], ["a a a x"], 3)  # the 3-grams are aaa, aab and abc
     assert fractions.tolist() == [pytest.approx(1 / 3)]
 
 
@@ -124,7 +124,7 @@ def test_containment_and_nearest_do_not_depend_on_blocks(monkeypatch: pytest.Mon
 # --- embeddings ---
 
 
-def test_nearest_cosine_by_hand() -> None:
+def test_nearest_cosine_equals_numbers_by_hand() -> None:
     similarity, sources = nearest_cosine(["0", "90", "45"], ["60", "30", "0"], AngleEncoder(), "cpu")
     assert sources.tolist() == [2, 0, 0]  # 45 is between 60 and 30: a tie goes to the first
     assert similarity == pytest.approx(np.cos(np.radians([0, 30, 15])), abs=1e-6)

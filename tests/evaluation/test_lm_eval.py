@@ -285,7 +285,7 @@ def test_run_tasks_ifeval_over_a_local_file_needs_no_network(
     (metrics,) = run_tasks(settings, folder, EXAMPLES, RENDERER, "cpu", seed=0).values()
     assert metrics["documents"] == 2
     assert metrics["prompt_level_strict_acc"] == 0.5  # the model follows only the first prompt
-    assert metrics["inst_level_strict_acc"] == pytest.approx(2 / 3)  # of the second prompt, only the zebras
+    assert metrics["inst_level_strict_acc"] == pytest.approx(2 / 3)  # and two of the three instructions
 
 
 def test_check_ifeval_names_missing_package_and_data(ifeval: Path, monkeypatch: pytest.MonkeyPatch) -> None:

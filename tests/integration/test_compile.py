@@ -1,4 +1,4 @@
-"""Train with layers that the real compiler compiled. The weights equal those without it, also after a resume."""
+"""Train with layers that the real compiler compiled. The weights equal those of plain layers, also after a resume."""
 
 from pathlib import Path
 

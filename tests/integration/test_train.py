@@ -19,7 +19,7 @@ from wandb_files import OfflineRun
 PREPARED = ["data", "contamination", "sft", "generate", "embed", "filter", "reference"]
 USER_SHARED = [*PREPARED, "evaluate SFT", "divergence SFT"]  # shared by every K, on a user's own data
 USER_STAGES = [*USER_SHARED, "align", "evaluate Self-Contrast", "divergence Self-Contrast"]
-SHARED = [*USER_SHARED, "dialogues answers SFT", "dialogues SFT"]  # the built-in data has a verifier as a judge
+SHARED = [*USER_SHARED, "dialogues answers SFT", "dialogues SFT"]  # the built-in data has a verifier that judges
 DIALOGUES = [f"dialogues {part}{name}" for part in ("answers ", "") for name in ("SFT", "Self-Contrast")]
 STAGES = [*USER_STAGES, *DIALOGUES, "pairwise Self-Contrast"]
 

@@ -125,7 +125,7 @@ def test_equal_kl_compares_methods_at_the_smallest_final_kl(
     assert [row[:2] for row in table.rows] == [["K=1", "2.00"], ["K=2", "3.00"]]
     assert table.rows[0][2].startswith("0.700 [0.6")
     assert table.rows[1][2].startswith("0.750 [0.6")
-    assert re.fullmatch(r"\+0\.050 \[\+0\.0\d\d, \+0\.0\d\d\]", table.rows[1][3])  # paired: prompts' levels cancel
+    assert re.fullmatch(r"\+0\.050 \[\+0\.0\d\d, \+0\.0\d\d\]", table.rows[1][3])  # prompts' levels cancel in pairs
     assert table.notes == [OVER_PROMPTS, "Differences are from K=1."]
     write_sweep(sweep)
     print_sweep(sweep)
@@ -150,7 +150,7 @@ def test_equal_kl_of_several_seeds_has_intervals_over_seeds(measured: Make, writ
     table = equal_kl(read_sweep([tmp_path]))
     assert table is not None
     assert table.rows[0][2].startswith("0.650 [")
-    assert table.rows[1][3] == "+0.050 [–]"  # equal for both seeds
+    assert table.rows[1][3] == "+0.050 [–]"  # the difference is equal for both seeds
     assert table.notes == [OVER_SEEDS, "Differences are from K=1.", STRAIGHT]
 
 

@@ -13,7 +13,7 @@ from selfcontrast.results import RESULT, Evaluated, Result
 
 @pytest.fixture
 def evaluated(make: Callable[..., Result]) -> Evaluated:
-    """Return the measurements of a run's policy alone, as evaluate.py gives them."""
+    """Return the result that evaluate.py gives for a run's policy."""
     result = make()
     alone = [
         {k: v for k, v in row.items() if k in ("decoding", "temperature", "mean", "nll", "tokens")}

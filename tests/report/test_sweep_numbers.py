@@ -74,7 +74,7 @@ def test_job_without_a_policy_is_compared_with_nothing(make: Make, write: Write,
     by_name = {job.folder: job for job in sweep.jobs}
     first, second = by_name["alone1"], by_name["alone2"]
     assert numbers(Point([first], first.p_holm))[:5] == ["0.600 [0.550, 0.650]", "–", "–", "–", "–"]
-    assert numbers(Point([first, second], math.nan))[:4] == ["0.600 [–]", "–", "–", "–"]  # nothing varies
+    assert numbers(Point([first, second], math.nan))[:4] == ["0.600 [–]", "–", "–", "–"]  # both seeds have one score
     assert {point.variant: point.outcome for point in sweep.points} == {"Self-Contrast": "better", "none": "alone"}
     assert by_name["policy"].p_holm == 0.002  # one test, not three
     assert pd.read_csv(tmp_path / "results.csv").set_index("job")["difference"].isna().to_dict() == {

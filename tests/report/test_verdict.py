@@ -9,7 +9,7 @@ from selfcontrast.results import Result
 Make = Callable[..., Result]
 
 
-def test_verdict_better_says_how_much_sharper_sampling_explains(make: Make) -> None:
+def test_verdict_of_a_gain_says_how_much_sharper_sampling_explains(make: Make) -> None:
     verdict = judge(make(sft=0.6, policy=0.7, control=0.65))
     assert verdict.headline == "Better than SFT"
     assert verdict.sentence == (
@@ -83,7 +83,7 @@ def test_verdict_of_a_lower_score_is_worse(make: Make) -> None:
 
 
 @pytest.mark.parametrize(("half", "p"), [(0.2, 0.3), (0.2, 0.001), (0.04, 0.3)])
-def test_verdict_without_both_interval_and_test_is_no_clear_difference(make: Make, half: float, p: float) -> None:
+def test_verdict_needs_interval_and_p_value_for_a_clear_difference(make: Make, half: float, p: float) -> None:
     verdict = judge(make(half=half, p=p))
     assert verdict.headline == "No clear difference from SFT"
     assert verdict.sentence.endswith("no significant difference.")

@@ -61,7 +61,7 @@ def grade_by_turn(case: Case) -> Judgment:
 
 
 def test_run_grades_every_turn_of_every_sample(tmp_path: Path) -> None:
-    """A question has one dialogue in a greedy category, else `samples`. Only guided categories get references."""
+    """Questions have one dialogue in greedy categories and `samples` in others. Only guided ones get references."""
     judge = FakeJudge(grade_by_turn)
     mt_bench = benchmark(judge, questions=write_questions(tmp_path, *ROWS))
     summary = mt_bench.run(

@@ -106,7 +106,7 @@ def test_prompts_without_target_are_compared_with_sft_only(tmp_path: Path) -> No
 
 
 def test_both_orders_pair_with_one_usable_judgment_is_left_out(tmp_path: Path) -> None:
-    """Prompt a has one usable judgment, with the system's answer first. If that one counted, position would decide."""
+    """Prompt a has one usable judgment, with the system's answer first. Counting it would reward the position."""
 
     def fail_one(case: Case) -> Judgment:
         failed = case.swapped and case.example.id == "a"
@@ -122,7 +122,7 @@ def test_both_orders_pair_with_one_usable_judgment_is_left_out(tmp_path: Path) -
 
 
 def test_lines_difference_from_sft_uses_prompts_judged_for_both_systems(tmp_path: Path) -> None:
-    """Three prompts were judged for both systems: Self-Contrast wins all, SFT none. SFT has no judgment of d."""
+    """Three prompts were judged for both systems: Self-Contrast wins all, SFT none. SFT has none of prompt d."""
     judge = FakeJudge(
         lambda case: prefer_shorter(case) if len(case.answers[0][-1]) != 9 else Judgment("unparsable", None)
     )

@@ -55,7 +55,7 @@ def reward_model(tmp_path_factory: pytest.TempPathFactory) -> RewardModel:
     return _train(tmp_path_factory.mktemp("reward"))
 
 
-def test_lines_win_rates_over_targets_and_sft(reward_model: RewardModel, tmp_path: Path) -> None:
+def test_lines_report_win_rates_over_targets_and_sft(reward_model: RewardModel, tmp_path: Path) -> None:
     """The targets are bad, bad, good, good. Comments give each answer's outcome against its target."""
     targets = {"a": BAD, "b": BAD, "c": GOOD, "d": GOOD}
     examples = [example(name, f"what is {name}?", target) for name, target in targets.items()]
@@ -113,7 +113,7 @@ class NanRewardModel:
 
 
 def test_run_nan_reward_is_rejected_with_its_example(tmp_path: Path) -> None:
-    """An earlier version dropped targets with reward NaN: without five of ten, the win rate rose from 45% to 90%."""
+    """An earlier version dropped targets with reward NaN. Without five of ten, the win rate was 90%, not 45%."""
     examples = [example(name, f"what is {name}?", GOOD) for name in "abcdefghij"]
     scores = write_answers(tmp_path / "scores", {(e.id, 0): [BAD] for e in examples})
     broken: Any = NanRewardModel(tuple(f"what is {name}?" for name in "bdfhj"))

@@ -110,7 +110,7 @@ def test_choice_position_is_where_the_verdicts_letter_begins(reply: str, positio
     assert choice_position(reply) == position
 
 
-def test_expected_outcome_by_hand() -> None:
+def test_expected_outcome_equals_numbers_by_hand() -> None:
     """The letters have probability 0.8 together. A adds 0.6 / 0.8, and C adds half of 0.1 / 0.8."""
     probabilities = {"A": 0.6, "B": 0.1, "C": 0.1}
     assert expected_outcome(

@@ -34,7 +34,7 @@ def test_mean_interval_half_width_is_the_clustered_standard_error() -> None:
 
 
 @pytest.mark.parametrize("size", [12, 80])
-def test_mean_interval_bounds_are_the_outer_ones_of_bca_and_students_t(size: int) -> None:
+def test_mean_interval_bounds_are_the_wider_of_bca_and_students_t(size: int) -> None:
     values = np.random.default_rng(1).exponential(size=size)
     z = np.sqrt(size / (size - 1)) * stats.t.ppf(0.975, size - 1)
     bca = stats.bootstrap(
@@ -56,7 +56,7 @@ def test_mean_interval_clustered_is_wider_than_naive() -> None:
 
 
 @pytest.mark.parametrize("prompts", [10, 40])
-def test_mean_interval_coverage_of_correlated_scores(prompts: int) -> None:
+def test_mean_interval_of_correlated_scores_covers_at_its_level(prompts: int) -> None:
     rng = np.random.default_rng(3)
     simulations = 600
     covered = 0
@@ -104,7 +104,7 @@ def test_mean_interval_with_higher_confidence_is_wider() -> None:
 
 
 @pytest.mark.parametrize("prompts", [10, 20])
-def test_paired_difference_coverage_of_few_mostly_tied_prompts(prompts: int) -> None:
+def test_paired_difference_of_few_mostly_tied_prompts_covers_at_its_level(prompts: int) -> None:
     """The systems fail 3% and 5% of the prompts. BCa alone covers 84% with 10 and 81% with 20 prompts."""
     rng = np.random.default_rng(30)
     covered = n_finite = 0
@@ -133,8 +133,8 @@ def test_mean_interval_equal_scores_have_no_bounds(value: float) -> None:
     assert np.isnan([result.low, result.high]).all()
 
 
-def test_mean_interval_two_clusters_by_hand() -> None:
-    """Means 0 and 1: standard error 1/2, t with one degree of freedom 12.706."""
+def test_mean_interval_of_two_clusters_equals_numbers_by_hand() -> None:
+    """The cluster means 0 and 1 have the standard error 1/2. Student's t with one degree of freedom is 12.706."""
     result = mean_interval([0, 0, 1, 1], [0, 0, 1, 1])
     assert (result.low, result.high) == pytest.approx((0.5 - 6.3531, 0.5 + 6.3531), abs=1e-4)
 
@@ -220,7 +220,7 @@ def test_rate_interval_equal_samples_of_a_prompt_are_one_observation() -> None:
 
 
 def test_win_rate_of_only_ties_is_uncertain() -> None:
-    """The added cluster of the largest variance, 1/4, makes the ties worth 20^2 independent outcomes.
+    """`rate_interval` adds one cluster of the largest variance, 1/4. So the ties count as 20^2 independent outcomes.
 
     t with 2 degrees of freedom is 4.3027, so the effective size is 400 (1.95996 / 4.30265)^2 = 83.0. The bounds are
     scipy's beta quantiles for 41.5 wins of 83.

@@ -1,4 +1,4 @@
-"""Run a short, seeded `python -m studies.coverage`: each kind of interval covers as often as its confidence level."""
+"""Run a short, seeded `python -m studies.coverage`: each kind of interval covers near its confidence level or above."""
 
 import pytest
 

@@ -40,10 +40,10 @@ def test_crossed_mean_of_equal_seeds_equals_that_of_one_seed() -> None:
     assert three.seed_error == pytest.approx(0, abs=1e-12)
 
 
-def test_crossed_mean_by_hand() -> None:
+def test_crossed_mean_of_two_seeds_and_two_prompts_equals_numbers_by_hand() -> None:
     """The table's grand mean is 5, its seeds' means are 2 and 8, and its prompts' means are 3 and 7."""
     table = np.array([[1.0, 3.0], [5.0, 11.0]])
-    # Seeds: 2 (9 + 9) / 1; prompts: 2 (4 + 4) / 1; the rest is 1, -1, -1, 1: 4 / 1.
+    # Mean squares: 2 (9 + 9) / 1 of seeds, 2 (4 + 4) / 1 of prompts, and 4 / 1 of the rest, which is 1, -1, -1, 1.
     assert mean_squares(table) == pytest.approx((36, 16, 4))
     result = crossed_mean(table, confidence=0.9)
     assert result.error == pytest.approx(math.sqrt((36 + 16 - 4) / 4))
@@ -99,7 +99,7 @@ def test_crossed_mean_covers_at_its_level(seeds: int, seed: float, prompt: float
         table = table + rest * rng.standard_normal((seeds, 80)) + 0.04
         result = crossed_mean(table)
         covered += result.low <= 0.04 <= result.high
-    assert covered / 600 > 0.95 - 0.027  # three standard errors of 600 trials; wider is allowed
+    assert covered / 600 > 0.95 - 0.027  # 0.027 is three standard errors of 600 trials
 
 
 def test_crossed_mean_covers_where_seeds_alone_do_not() -> None:

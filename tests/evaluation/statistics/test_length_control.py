@@ -28,7 +28,7 @@ def judgments(
 ) -> tuple[Any, Any, Any]:
     """Simulate outcomes, length differences and prompts under the model, with the coefficients `MODEL` and `LENGTH`.
 
-    Outcomes of one prompt depend on normal variables with `correlation`. Its length differences share a random part.
+    Outcomes of a prompt depend on normal variables with `correlation`. Length differences of a prompt share a part.
     """
     labels = np.repeat(np.arange(prompts), per_prompt)
     lengths = 400 * (rng.normal(size=prompts)[labels] + rng.normal(size=prompts * per_prompt)) + 300
@@ -41,7 +41,7 @@ def judgments(
 # --- the estimate ---
 
 
-def test_win_rate_with_two_lengths_by_hand() -> None:
+def test_win_rate_with_two_lengths_equals_numbers_by_hand() -> None:
     """Half of the answers are 100 longer and win 90%, half are 100 shorter and win 40%.
 
     Two coefficients fit both rates exactly. So the log-odds at equal length are the mean of the two rates' log-odds,
@@ -101,7 +101,7 @@ def test_win_rate_of_swapped_systems_is_the_complement() -> None:
     assert back.coefficients.length == pytest.approx(forth.coefficients.length)
 
 
-def test_win_rate_at_equal_length_by_hand() -> None:
+def test_win_rate_at_equal_length_equals_numbers_by_hand() -> None:
     """Log-odds are 0.2 + 0.5 * (1, -1) = 0.7, -0.3."""
     coefficients = Coefficients(0.2, 9.0, 0.5)
     assert win_rate_at_equal_length(coefficients, [1, -1]) == pytest.approx((expit(0.7) + expit(-0.3)) / 2)

@@ -105,7 +105,7 @@ def test_influence_equals_the_derivative_by_a_prompts_weight() -> None:
 def test_rate_with_single_pairs_is_not_identified() -> None:
     systems = confounded(np.random.default_rng(5), 50, (0.0,), 1)
     assert length_controlled_within_prompts(systems) is None
-    same = OutcomePairs([1, 0, 1, 1], [5, 5, 7, 7], [0, 0, 1, 1], [0, 0, 1, 1])  # a prompt's two pairs have one length
+    same = OutcomePairs([1, 0, 1, 1], [5, 5, 7, 7], [0, 0, 1, 1], [0, 0, 1, 1])  # equal lengths in a prompt
     assert length_controlled_within_prompts({"s": same}) is None
     assert length_controlled_within_prompts(confounded(np.random.default_rng(5), 50, (0.0, 0.5), 1)) is not None
 

@@ -9,7 +9,7 @@ from statsmodels.stats.multitest import multipletests  # type: ignore[import-unt
 from selfcontrast.evaluation.statistics import holm
 
 
-def test_holm_by_hand() -> None:
+def test_holm_equals_numbers_by_hand() -> None:
     # The sorted p-values 0.01, 0.02, 0.04 times 3, 2, 1 are 0.03, 0.04, 0.04.
     assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
 

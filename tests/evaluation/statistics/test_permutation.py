@@ -7,7 +7,7 @@ from selfcontrast.evaluation.statistics import clusters, paired_permutation_test
 from selfcontrast.evaluation.statistics.permutation import least_p_value
 
 
-def test_permutation_test_exact_by_hand() -> None:
+def test_permutation_test_of_three_clusters_equals_numbers_by_hand() -> None:
     # Differences 1, 2, 3: |sum| >= 6 for 2 of 8 sign patterns.
     assert paired_permutation_test([1, 2, 3], [0, 0, 0], [0, 1, 2]) == 2 / 8
     # Differences 1, 2, -3 sum to 0: every pattern is at least as extreme.

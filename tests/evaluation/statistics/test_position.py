@@ -4,7 +4,7 @@ import pytest
 from selfcontrast.evaluation.statistics import position_bias
 
 
-def test_position_bias_by_hand() -> None:
+def test_position_bias_of_four_pairs_equals_numbers_by_hand() -> None:
     """Judge four pairs in both orders: win and win, win and loss, tie and tie, win and tie.
 
     The verdicts of the second and fourth pair depend on the order. The first position gets (1 + 0) / 2 = 0.5 in the
