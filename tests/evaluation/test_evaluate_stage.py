@@ -97,8 +97,8 @@ def test_evaluate_grades_answers_with_the_verifier(tmp_path: Path, policy: Path)
     keys = list(zip(answers["decoding"], answers["id"], answers["turn"], answers["sample"], strict=True))
     turns = [("a", 0), ("b", 0), ("c", 0), ("c", 1)]
     assert sorted(keys) == sorted(
-        (way, name, turn, s)
-        for way, samples in (("T=1", 2), ("greedy", 1))
+        (decoding, name, turn, s)
+        for decoding, samples in (("T=1", 2), ("greedy", 1))
         for name, turn in turns
         for s in range(samples)
     )

@@ -99,10 +99,10 @@ def test_responses_without_room_are_dropped_and_counted(tmp_path: Path, policy: 
     """Prompt b alone exceeds max_length. Of prompt a's responses, only the two shortest fit."""
     sizes = [len(RENDERER.response(EXAMPLES[0].prompt, text)) for text in ("a dog", "", "the cat", "a mat")]
     max_length = len(RENDERER.prompt(EXAMPLES[0].prompt)) + sorted(sizes)[1]
-    kept = [i for i, size in enumerate(sizes) if size <= sorted(sizes)[1]]
+    fitting = [i for i, size in enumerate(sizes) if size <= sorted(sizes)[1]]
     importer = import_from(write(tmp_path, [row for row in rows() if "messages" not in row]), max_length=max_length)
     results, summary = generate(importer, tmp_path / "out", policy)
-    assert [c.sample for c in results["a"]] == kept
+    assert [c.sample for c in results["a"]] == fitting
     assert summary["responses_without_room"] == 6 - sum(map(len, results.values()))
     with pytest.raises(UserError, match=r"generator\.max_length=3"):
         generate(import_from(write(tmp_path, rows()), max_length=3), tmp_path / "out", policy)

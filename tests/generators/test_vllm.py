@@ -46,8 +46,8 @@ def test_ids_outside_the_tokenizer_end_a_response(caplog: pytest.LogCaptureFixtu
     """Some models pad their vocabulary, and vLLM also draws the padding ids."""
     valid, renderer = TOKENIZER("the cat")["input_ids"], Renderer(TOKENIZER)
     beyond = len(TOKENIZER)
-    drawn = [[*valid, beyond, *valid], [beyond + 7], [*valid, renderer.end_id], [-1]]
-    answers = [[{"token_ids": ids, "finish_reason": "stop", "log_prob": -1.0} for ids in drawn]]
+    sampled_ids = [[*valid, beyond, *valid], [beyond + 7], [*valid, renderer.end_id], [-1]]
+    answers = [[{"token_ids": ids, "finish_reason": "stop", "log_prob": -1.0} for ids in sampled_ids]]
     results = vllm.candidates_of_answers(REQUESTS[:1], answers, renderer)  # type: ignore[arg-type]
     assert [c.token_ids for c in results] == [valid, [renderer.end_id], [*valid, renderer.end_id], [renderer.end_id]]
     assert [(c.text, c.finish_reason) for c in results] == [

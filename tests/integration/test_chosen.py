@@ -77,8 +77,8 @@ def test_chosen_options_share_samples_and_train_on_different_groups(tmp_path: Pa
 
 def test_methods_with_a_chosen_candidate_share_the_filter(tmp_path: Path) -> None:
     write_responses(tmp_path)
-    pair, tuned = (run(tmp_path, f"method={name}") for name in ("best_vs_worst", "rft"))
-    first, second = stages(pair), stages(tuned)
+    pair, rft = (run(tmp_path, f"method={name}") for name in ("best_vs_worst", "rft"))
+    first, second = stages(pair), stages(rft)
     assert {name: first[name]["key"] for name in ("filter", "reference")} == {
         name: second[name]["key"] for name in ("filter", "reference")
     }

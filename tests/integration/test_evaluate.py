@@ -55,10 +55,10 @@ def test_evaluate_writes_page_and_tables(finished: Finished, tmp_path: Path) -> 
     assert "<script" not in page
     tables = tmp_path / "run/out/tables"
     judgments = pd.read_csv(tables / "judgments" / "dialogues.csv")
-    kept = pd.read_parquet(Path(stages(result)["dialogues model"]["path"]) / "judgments.parquet")
-    assert len(judgments) == len(kept) > 0
+    stored_judgments = pd.read_parquet(Path(stages(result)["dialogues model"]["path"]) / "judgments.parquet")
+    assert len(judgments) == len(stored_judgments) > 0
     assert list(judgments.columns[:4]) == ["system", "category", "prompt", "answer"]
-    assert list(judgments["verdict"]) == pytest.approx(list(kept["rating"]))
+    assert list(judgments["verdict"]) == pytest.approx(list(stored_judgments["rating"]))
     assert len(pd.read_csv(tables / "samples.csv")) == len(result["samples"]) > 0
 
 

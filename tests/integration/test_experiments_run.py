@@ -48,9 +48,9 @@ def test_hh_rlhf_self_contrast_and_sft_share_the_sft_stage(workplace: Path) -> N
     measured = {(line["system"], line["what"]) for line in result["benchmarks"]["reward"]["lines"]}
     assert ("Self-Contrast", "win rate over target") in measured
     assert ("Self-Contrast", "mean of sigmoid(reward)") in measured
-    alone = run(workplace, "hh_rlhf/sft", script="studies/paper/reproduce.py")
-    assert (stages(alone)["sft"]["key"], stages(alone)["sft"]["cached"]) == (by_name["sft"]["key"], True)
-    assert systems(alone) == {"SFT"}
+    sft_only = run(workplace, "hh_rlhf/sft", script="studies/paper/reproduce.py")
+    assert (stages(sft_only)["sft"]["key"], stages(sft_only)["sft"]["cached"]) == (by_name["sft"]["key"], True)
+    assert systems(sft_only) == {"SFT"}
     template = load_tokenizer(Path(result["policy"])).apply_chat_template(
         [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
     )

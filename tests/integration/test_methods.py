@@ -29,10 +29,10 @@ def test_sft_continued_has_the_prompts_and_steps_of_self_contrast(finished: Fini
     after, before = stages(result), stages(finished.result)
     for part in ("sft", "generate", "embed", "filter", "reference"):
         assert (after[part]["key"], after[part]["cached"]) == (before[part]["key"], True)
-    tuned, aligned = after["align"]["summary"], before["align"]["summary"]
-    assert [tuned[name] for name in ("prompts", "steps")] == [aligned[name] for name in ("prompts", "steps")]
-    assert tuned["negatives_per_prompt"] == 0
-    assert tuned["tokens"] < aligned["tokens"]
+    continued, aligned = after["align"]["summary"], before["align"]["summary"]
+    assert [continued[name] for name in ("prompts", "steps")] == [aligned[name] for name in ("prompts", "steps")]
+    assert continued["negatives_per_prompt"] == 0
+    assert continued["tokens"] < aligned["tokens"]
     assert {row["system"] for row in result["comparison"]["rows"]} == {"SFT", "SFT continued"}
     assert (
         result["value"]
@@ -48,8 +48,8 @@ def test_sweep_of_methods_with_a_token_budget_finishes(finished: Finished, tmp_p
     sweep = ("method=sft,self_contrast", "negatives=1", f"trainer.tokens={tokens}", "hydra.sweep.dir=sweep")
     ended = run_train("-m", *settings, *sweep, cwd=tmp_path, env=store)
     assert ended.returncode == 0, ended.stderr
-    alone, paired = (read_result(tmp_path / "sweep" / job) for job in "01")
-    assert {name.partition(" ")[0] for name in stages(alone)} == {
+    sft_only, with_budget = (read_result(tmp_path / "sweep" / job) for job in "01")
+    assert {name.partition(" ")[0] for name in stages(sft_only)} == {
         "data",
         "contamination",
         "sft",
@@ -57,8 +57,8 @@ def test_sweep_of_methods_with_a_token_budget_finishes(finished: Finished, tmp_p
         "divergence",
         "dialogues",
     }
-    assert alone["policy"] == str(Path(stages(alone)["sft"]["path"]) / "model")
-    summary, other = (stages(result)["align"]["summary"] for result in (paired, finished.result))
+    assert sft_only["policy"] == str(Path(stages(sft_only)["sft"]["path"]) / "model")
+    summary, other = (stages(result)["align"]["summary"] for result in (with_budget, finished.result))
     per_step = max(summary["tokens"] / summary["steps"], 1)
     assert tokens <= summary["tokens"] < tokens + 4 * per_step
     assert summary["steps"] > other["steps"]
@@ -74,8 +74,8 @@ def test_dpo_std_trains_on_the_datas_own_pairs(finished: Finished, tmp_path: Pat
     negatives = pd.read_parquet(Path(stages(result)["filter"]["path"]) / "negatives.parquet")
     assert len(negatives) == stages(result)["align"]["summary"]["prompts"] > 8
     assert {row.id: row.text for row in negatives.itertuples()} == {name: rejected[name] for name in negatives["id"]}
-    drawn = pd.read_parquet(Path(stages(finished.result)["generate"]["path"]) / "candidates.parquet")["id"]
-    assert set(negatives["id"]) <= set(drawn)
+    candidate_ids = pd.read_parquet(Path(stages(finished.result)["generate"]["path"]) / "candidates.parquet")["id"]
+    assert set(negatives["id"]) <= set(candidate_ids)
     assert {row["system"] for row in result["comparison"]["rows"]} == {"SFT", "DPO_std"}
 
 

@@ -20,9 +20,9 @@ def test_figure_draws_a_variant_with_one_k_as_a_baseline(make: Make, write: Writ
         write(tmp_path / f"ours{k}", make(k=k, config={"label": "Self-Contrast"}))
     write(tmp_path / "other", make(policy=0.25, k=4, config={"label": "DPO_std"}))  # SFT has 0.6
     (axes,) = figure(read_sweep([tmp_path])).axes
-    drawn = {str(line.get_label()): list(line.get_xdata()) for line in axes.lines}
-    assert drawn["Self-Contrast"] == pytest.approx([1, 4], rel=0.05)  # shifted, beside the other variant
-    assert drawn["DPO_std"] == pytest.approx([4], rel=0.05)
+    x_by_label = {str(line.get_label()): list(line.get_xdata()) for line in axes.lines}
+    assert x_by_label["Self-Contrast"] == pytest.approx([1, 4], rel=0.05)  # shifted, beside the other variant
+    assert x_by_label["DPO_std"] == pytest.approx([4], rel=0.05)
     levels = [line.get_ydata() for line in axes.lines if list(line.get_xdata()) == [0, 1]]  # lines across the figure
     assert [list(level) for level in levels] == [[0, 0], pytest.approx([-0.35, -0.35]), pytest.approx([0.05, 0.05])]
 

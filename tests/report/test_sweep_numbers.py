@@ -63,10 +63,10 @@ def test_job_without_a_policy_is_compared_with_nothing(make: Make, write: Write,
         full = make(seed=seed, config={"label": "none"})
         rows = [row for row in full.comparison["rows"] if row["system"] == "SFT"]
         stages = [stage for stage in full.stages if stage["name"] == "sft"]
-        alone = replace(
+        sft_only = replace(
             full, comparison={**full.comparison, "rows": rows}, stages=stages, histories={}, similarities={}
         )
-        write(tmp_path / f"alone{seed}", alone)
+        write(tmp_path / f"alone{seed}", sft_only)
     write(tmp_path / "policy", make(config={"label": "Self-Contrast"}))
     sweep = read_sweep([tmp_path])
     write_sweep(sweep)

@@ -50,9 +50,9 @@ def test_bills_unsettled_try_counts_at_its_maximum_in_the_next_run(tmp_path: Pat
     payer.reserve("x", 50)
     payer.reserve("x", 50).settle(3, 4)
     payer.reserve("y", 50).settle(0, 0)
-    again = Bills(tmp_path, {"judge": "one"})
-    assert again.tokens("x") == (1 + OVERHEAD + 3, 54)
-    assert again.tokens("y") == again.tokens("z") == (0, 0)
+    reloaded = Bills(tmp_path, {"judge": "one"})
+    assert reloaded.tokens("x") == (1 + OVERHEAD + 3, 54)
+    assert reloaded.tokens("y") == reloaded.tokens("z") == (0, 0)
     assert Bills(tmp_path, {"judge": "another"}).tokens("x") == (0, 0)
 
 

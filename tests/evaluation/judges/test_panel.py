@@ -114,9 +114,9 @@ def test_panel_reuses_judgments(tmp_path: Path) -> None:
     first, second = text_judge("a", "[[A]]"), text_judge("b", "[[B]]")
     panel = Panel({"a": first, "b": second})
     judge(panel, [pair("x", "y")], judge_context(tmp_path))
-    again = judge(panel, [pair("x", "y"), pair("x", "z")], judge_context(tmp_path))
+    judgments = judge(panel, [pair("x", "y"), pair("x", "z")], judge_context(tmp_path))
     assert (len(first.prompts), len(second.prompts)) == (2, 2)
-    assert [judgment.value for judgment in again] == [0.5, 0.5]
+    assert [judgment.value for judgment in judgments] == [0.5, 0.5]
 
 
 def test_benchmark_with_a_panel_reports_disagreement(tmp_path: Path) -> None:

@@ -284,8 +284,10 @@ def test_paired_difference_equals_the_interval_of_differences() -> None:
     a, labels = correlated(rng, 50, 1)
     b = a + 0.1 * rng.normal(size=50)
     paired = paired_difference(a, b, labels)
-    alone = mean_interval(a - b, labels)
-    assert (paired.estimate, paired.low, paired.high) == pytest.approx((alone.estimate, alone.low, alone.high))
+    of_differences = mean_interval(a - b, labels)
+    assert (paired.estimate, paired.low, paired.high) == pytest.approx(
+        (of_differences.estimate, of_differences.low, of_differences.high)
+    )
     # Prompts vary ten times as much as the systems differ. Pairing removes that variance.
     unpaired = mean_interval(a, labels)
     assert paired.high - paired.low < 0.3 * (unpaired.high - unpaired.low)

@@ -108,9 +108,9 @@ def test_crossed_mean_covers_where_seeds_alone_do_not() -> None:
     covered = {"crossed": 0, "seeds": 0}
     for _ in range(300):
         table = 0.3 * rng.standard_normal((1, 60)) + 0.1 * rng.standard_normal((5, 60))
-        result, alone = crossed_mean(table), stats.ttest_1samp(table.mean(axis=1), 0).confidence_interval()
+        result, seeds_only = crossed_mean(table), stats.ttest_1samp(table.mean(axis=1), 0).confidence_interval()
         covered["crossed"] += result.low <= 0 <= result.high
-        covered["seeds"] += alone.low <= 0 <= alone.high
+        covered["seeds"] += seeds_only.low <= 0 <= seeds_only.high
     assert covered["seeds"] < 0.75 * 300 < 0.9 * 300 < covered["crossed"]
 
 

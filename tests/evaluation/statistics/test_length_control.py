@@ -85,9 +85,9 @@ def test_win_rate_due_to_length_alone_is_one_half() -> None:
 def test_win_rate_with_equal_lengths_is_the_raw_rate() -> None:
     outcomes = np.r_[np.ones(70), np.full(10, 0.5), np.zeros(20)]
     result = length_controlled_win_rate(outcomes, np.zeros(100), np.arange(100), n_bootstrap=2000)
-    raw = mean_interval(outcomes, np.arange(100), n_bootstrap=20_000)
+    raw_rate = mean_interval(outcomes, np.arange(100), n_bootstrap=20_000)
     assert result.win_rate.estimate == pytest.approx(0.75, abs=1e-3)
-    assert (result.win_rate.low, result.win_rate.high) == pytest.approx((raw.low, raw.high), abs=0.015)
+    assert (result.win_rate.low, result.win_rate.high) == pytest.approx((raw_rate.low, raw_rate.high), abs=0.015)
     assert result.coefficients.length == 0
     assert not result.near_separation
 
@@ -148,8 +148,8 @@ def test_interval_depends_on_the_seed_not_on_blocks(monkeypatch: pytest.MonkeyPa
     assert length_controlled_win_rate(outcomes, lengths, labels, seed=1) == first
     assert length_controlled_win_rate(outcomes, lengths, labels, seed=2) != first
     monkeypatch.setattr(clusters, "_BLOCK", 100 * 150)  # 999 resamples in seven blocks, the last one short
-    parts = length_controlled_win_rate(outcomes, lengths, labels, seed=1).win_rate
-    assert (parts.low, parts.high) == pytest.approx((first.win_rate.low, first.win_rate.high), abs=0.03)
+    in_blocks = length_controlled_win_rate(outcomes, lengths, labels, seed=1).win_rate
+    assert (in_blocks.low, in_blocks.high) == pytest.approx((first.win_rate.low, first.win_rate.high), abs=0.03)
 
 
 @settings(max_examples=50)
@@ -221,8 +221,8 @@ def test_win_rate_of_all_wins_has_a_wide_interval() -> None:
 def test_difference_uses_difficulties() -> None:
     """Each rate equals that of `length_controlled_win_rate` with the same difficulties."""
     a, b = two_systems(np.random.default_rng(27), 200, 0.4)
-    hard = np.random.default_rng(28).normal(size=200)
-    with_difficulty = [(*system, hard[system[2]]) for system in (a, b)]
+    difficulties_by_prompt = np.random.default_rng(28).normal(size=200)
+    with_difficulty = [(*system, difficulties_by_prompt[system[2]]) for system in (a, b)]
     rates = [length_controlled_win_rate(*system, n_bootstrap=50).win_rate.estimate for system in with_difficulty]
     result = length_controlled_difference(*with_difficulty, n_bootstrap=50)
     assert result.interval.estimate == pytest.approx(rates[0] - rates[1], abs=1e-9)

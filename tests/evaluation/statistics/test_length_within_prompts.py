@@ -180,10 +180,10 @@ def test_interval_depends_on_the_seed_not_on_blocks(monkeypatch: pytest.MonkeyPa
     assert length_controlled_within_prompts(systems, seed=1) == first
     assert length_controlled_within_prompts(systems, seed=2) != first
     monkeypatch.setattr(clusters, "_BLOCK", 120 * 150)  # 999 resamples in seven blocks, the last one short
-    parts = length_controlled_within_prompts(systems, seed=1)
+    in_blocks = length_controlled_within_prompts(systems, seed=1)
     assert first is not None
-    assert parts is not None
-    assert parts.rates["s0"].interval.low == pytest.approx(first.rates["s0"].interval.low, abs=0.03)
+    assert in_blocks is not None
+    assert in_blocks.rates["s0"].interval.low == pytest.approx(first.rates["s0"].interval.low, abs=0.03)
 
 
 @pytest.mark.parametrize(
