@@ -1,4 +1,4 @@
-"""AlpacaEval's files, and the published leaderboard recomputed from the published annotations."""
+"""Test the reading of AlpacaEval's files, and recompute its leaderboard from the published annotations."""
 
 import json
 from pathlib import Path
@@ -21,8 +21,8 @@ from selfcontrast.evaluation.statistics import (
 )
 from shared import shared_data
 
-# The leaderboard's rows of these models come from other weights than the published ones: they are 0.13 and 0.19 points
-# off.
+# For these models the leaderboard used other weights than the published ones. Its rates differ by 0.13 and 0.19 points
+# from the rates under the published weights.
 WEIGHTS_OF_ANOTHER_FIT = {"NullModel", "dbrx-instruct"}
 
 
@@ -32,7 +32,7 @@ def write(path: Path, rows: Any) -> str:
 
 
 @pytest.mark.parametrize("name", ["outputs.json", "outputs.jsonl"])
-def test_read_outputs_by_instruction(name: str, tmp_path: Path) -> None:
+def test_read_outputs_returns_outputs_by_instruction(name: str, tmp_path: Path) -> None:
     rows = [{"instruction": "a?", "output": "A", "generator": "m", "dataset": "d"}, {"instruction": "b?", "output": ""}]
     outputs = read_outputs(write(tmp_path / name, rows), "evaluation.outputs")
     assert outputs == {"a?": Output("a?", "A", "m"), "b?": Output("b?", "", "")}
@@ -69,7 +69,7 @@ def leaderboard() -> pd.DataFrame:
 
 
 def baseline() -> dict[int, Output]:
-    """Read the baseline's outputs by the index in the annotations."""
+    """Return the baseline's outputs by the index of the instruction in the annotations."""
     outputs = read_outputs(str(shared_data("alpaca_eval", "instructions_baseline.jsonl")), "key")
     return dict(enumerate(outputs.values()))
 
@@ -86,7 +86,8 @@ def test_win_rate_and_standard_error_of_ten_models_equal_the_leaderboard() -> No
         assert 100 * rate.estimate == pytest.approx(expected["win_rate"], abs=1e-6), name
         assert 100 * standard_error(outcomes, index) == pytest.approx(expected["standard_error"], abs=1e-6), name
         assert rate.n == expected["n_total"]
-        # The leaderboard's fit has another penalty. Still, its estimate is inside our interval if the join is correct.
+        # The leaderboard's fit has another penalty. Still, its estimate is inside this interval if the difficulties are
+        # joined correctly.
         lengths = (rows["len_model"] - rows["len_baseline"]).to_numpy()
         difficulties = [outputs[i].difficulty or 0.0 for i in index]
         controlled = length_controlled_win_rate(outcomes, lengths, index, difficulties, n_bootstrap=500, seed=0)
@@ -96,14 +97,14 @@ def test_win_rate_and_standard_error_of_ten_models_equal_the_leaderboard() -> No
             assert controlled.win_rate.low < rate_at_equal_length < controlled.win_rate.high, name
 
 
-# For these models the leaderboard joined difficulties by row number, which a missing row shifts. Rates need not agree.
+# For these models the leaderboard joined difficulties by row number, which a missing row shifts. So rates may differ.
 MISALIGNED = {"minotaur-13b", "text_davinci_001"}
 
 
-def test_length_controlled_rates_are_near_the_published_ones_in_the_same_order() -> None:
-    """Compare rates with published difficulties, and with estimated ones: they differ by 3 points at most.
+def test_length_controlled_rates_are_near_the_published_ones_and_in_the_same_order() -> None:
+    """Rates differ from the published ones by at most 3 points, with published and with estimated difficulties.
 
-    NullModel is an exception with estimated difficulties. It gives every instruction the same answer, which says
+    With estimated difficulties, NullModel is an exception. It gives every instruction the same answer, which says
     nothing about difficulty.
     """
     published, outputs = leaderboard()["length_controlled_winrate"], list(baseline().values())
@@ -124,23 +125,24 @@ def test_length_controlled_rates_are_near_the_published_ones_in_the_same_order()
     for name, rate in with_published.items():
         assert rate == pytest.approx(published[name], abs=3.3 if name in MISALIGNED else 3), name
         assert estimated[name] == pytest.approx(published[name], abs=3.5 if name == "NullModel" else 3), name
-    whole = [name for name in with_published if name not in MISALIGNED]
-    assert sorted(whole, key=with_published.__getitem__) == sorted(whole, key=published.__getitem__)
-    raw = [abs(100 * np.mean(pair.outcomes) - published[name]) for name, pair in pairs.items()]
-    assert np.mean([abs(with_published[name] - published[name]) for name in with_published]) < 1.5 < 5 < np.mean(raw)
+    aligned = [name for name in with_published if name not in MISALIGNED]
+    assert sorted(aligned, key=with_published.__getitem__) == sorted(aligned, key=published.__getitem__)
+    raw_errors = [abs(100 * np.mean(pair.outcomes) - published[name]) for name, pair in pairs.items()]
+    errors = [abs(with_published[name] - published[name]) for name in with_published]
+    assert np.mean(errors) < 1.5 < 5 < np.mean(raw_errors)
 
 
 def test_win_rate_at_equal_length_with_published_weights_equals_the_leaderboard() -> None:
-    """Check the models with all instructions. The others were published with misaligned difficulties."""
+    """Check the models that answered all instructions. The others were published with misaligned difficulties."""
     published = leaderboard()
     weights = pd.read_csv(shared_data("alpaca_eval", "glm_weights_length_controlled_v1.csv"), index_col=0)
     difficulties = [output.difficulty or 0.0 for output in baseline().values()]
-    whole = published[published["n_total"] == 805].join(weights, how="inner")
-    assert len(whole) > 180
-    other = set()
-    for name, expected in whole.iterrows():
+    complete = published[published["n_total"] == 805].join(weights, how="inner")
+    assert len(complete) > 180
+    differing = set()
+    for name, expected in complete.iterrows():
         length, difficulty, model = expected[list(weights)]
         rate = 100 * win_rate_at_equal_length(Coefficients(model, -length, difficulty), difficulties)
         if rate != pytest.approx(expected["length_controlled_winrate"], abs=1e-3):
-            other.add(name)
-    assert other == WEIGHTS_OF_ANOTHER_FIT
+            differing.add(name)
+    assert differing == WEIGHTS_OF_ANOTHER_FIT

@@ -1,4 +1,4 @@
-"""Compare policies, on so few scores that the numbers can be checked by hand."""
+"""Test the comparison of policies, on so few scores that the numbers can be checked by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def write(
 ) -> Path:
     rows: list[dict[str, Any]] = [
         {
-            "decoding": way,
+            "decoding": decoding,
             "id": name,
             "sample": sample,
             "turn": turn,
@@ -51,7 +51,7 @@ def write(
             "category": CATEGORY[name],
             measure: score * factor,
         }
-        for way, factor in (("T=1", 1.0), ("T=0.5", 0.5))
+        for decoding, factor in (("T=1", 1.0), ("T=0.5", 0.5))
         for name, samples in scores.items()
         for sample, turns in enumerate(samples)
         for turn, score in enumerate(turns)
@@ -103,8 +103,8 @@ def test_compare_names_the_measure_and_rows(comparison: Comparison, measure: str
 
 def test_compare_means_are_over_dialogues(comparison: Comparison) -> None:
     """A dialogue's score is the mean of its turns: SFT 0, 0.5 | 1, 0 | 0.4, 0.5; policy 1, 0.5 | 0, 0.5 | 0.5, 0.5."""
-    for way, factor in (("T=1", 1.0), ("T=0.5", 0.5)):
-        sft, policy = row_of(comparison, BASELINE, way), row_of(comparison, "policy", way)
+    for decoding, factor in (("T=1", 1.0), ("T=0.5", 0.5)):
+        sft, policy = row_of(comparison, BASELINE, decoding), row_of(comparison, "policy", decoding)
         assert sft["mean"]["estimate"] == pytest.approx(factor * 2.4 / 6)
         assert policy["mean"]["estimate"] == pytest.approx(factor * 3.0 / 6)
         assert (policy["mean"]["n"], policy["mean"]["clusters"], policy["mean"]["confidence"]) == (6, 3, 0.9)
@@ -136,7 +136,7 @@ def test_compare_against_best_uses_sfts_best_decoding(comparison: Comparison) ->
     assert same["against_best"]["difference"] == same["difference"]
 
 
-def test_compare_without_flagged_prompts(systems: dict[str, Path], comparison: Comparison) -> None:
+def test_compare_also_reports_results_without_flagged_prompts(systems: dict[str, Path], comparison: Comparison) -> None:
     assert comparison["contamination"] == {
         "benchmark": "test", "prompts": 3, "flagged": 0, "examples": [], "without": []
     }  # fmt: skip
@@ -154,7 +154,7 @@ def test_compare_without_flagged_prompts(systems: dict[str, Path], comparison: C
 
 
 def test_compare_win_rate_by_prompt_and_sample_counts_ties_as_half(comparison: Comparison) -> None:
-    """The policy against SFT: win, tie | loss, win | win, tie."""
+    """The policy's outcomes against SFT, by prompt, are win, tie | loss, win | win, tie."""
     assert row_of(comparison, "policy", "T=1")["win_rate"]["estimate"] == pytest.approx((1 + 0.5 + 0 + 1 + 1 + 0.5) / 6)
 
 
@@ -177,7 +177,7 @@ def test_compare_likelihood_is_per_token(comparison: Comparison) -> None:
 
 @pytest.mark.parametrize("column", ["score", "log_prob"])
 def test_compare_stored_nan_is_rejected_with_its_example(column: str, tmp_path: Path) -> None:
-    """Before, sums of log-probabilities and means over turns skipped NaN, and 0.0 was printed."""
+    """An earlier version skipped NaN in sums of log-probabilities and in means over turns, and printed 0.0."""
     folder = write(tmp_path / "sft", SFT, "score", [(-1.0, 2), (-2.0, 4)])
     frame = pd.read_parquet(folder / ANSWERS)
     frame.loc[frame["id"] == "c", column] = float("nan")

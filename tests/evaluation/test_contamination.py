@@ -1,4 +1,4 @@
-"""Contamination, on texts small enough to check by hand and on real prompts."""
+"""Test the contamination check, on texts small enough to check by hand and on real prompts."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -53,7 +53,7 @@ WORDS_ONLY = Contamination(ngram=3, containment=0.5, similarity=None, encoder=An
 # --- n-grams ---
 
 
-def test_containment_by_hand() -> None:
+def test_containment_equals_numbers_by_hand() -> None:
     """The 3-grams are abc, bcd and cde. The first training prompt has two of them, the second has one."""
     fractions, sources = containment(["a b c d e"], ["x a b c d y", "c d e", "a b"], 3)
     assert fractions.tolist() == [pytest.approx(2 / 3)]
@@ -67,12 +67,12 @@ def test_containment_does_not_add_up_over_training_prompts() -> None:
 
 
 def test_containment_counts_repeated_ngrams_once() -> None:
-    fractions, _ = containment(["a a a a a b c"], ["a a a x"], 3)  # aaa, aab, abc
+    fractions, _ = containment(["a a a a a b c"], ["a a a x"], 3)  # the 3-grams are aaa, aab and abc
     assert fractions.tolist() == [pytest.approx(1 / 3)]
 
 
 @pytest.mark.parametrize(
-    ("prompt", "training", "share"),
+    ("prompt", "training", "expected"),
     [
         ("What's THE time,\nnow?", "what s the time now", 1),  # case, punctuation and lines are ignored
         ("ｆｕｌｌ ｗｉｄｔｈ ｌｅｔｔｅｒｓ", "full width letters", 1),  # NFKC
@@ -87,8 +87,8 @@ def test_containment_counts_repeated_ngrams_once() -> None:
         ("", "", 0),
     ],
 )
-def test_containment_normalizes_text(prompt: str, training: str, share: float) -> None:
-    assert containment([prompt], [training], 3)[0].tolist() == [share]
+def test_containment_normalizes_text(prompt: str, training: str, expected: float) -> None:
+    assert containment([prompt], [training], 3)[0].tolist() == [expected]
 
 
 LETTERS = st.text("ab ", max_size=12)
@@ -113,10 +113,10 @@ def test_containment_and_nearest_do_not_depend_on_blocks(monkeypatch: pytest.Mon
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(list("abcde"), 8)) for _ in range(60)]
     angles = [str(angle) for angle in rng.permutation(360)[:60]]
-    whole = containment(texts[:10], texts[10:], 3), nearest_cosine(angles[:10], angles[10:], AngleEncoder(), "cpu")
+    in_one = containment(texts[:10], texts[10:], 3), nearest_cosine(angles[:10], angles[10:], AngleEncoder(), "cpu")
     monkeypatch.setattr(contamination, "_BLOCK", 7)
-    parts = containment(texts[:10], texts[10:], 3), nearest_cosine(angles[:10], angles[10:], AngleEncoder(), "cpu")
-    for expected, actual in zip(whole, parts, strict=True):
+    in_blocks = containment(texts[:10], texts[10:], 3), nearest_cosine(angles[:10], angles[10:], AngleEncoder(), "cpu")
+    for expected, actual in zip(in_one, in_blocks, strict=True):
         assert np.array_equal(expected[0], actual[0])
         assert np.array_equal(expected[1], actual[1])
 
@@ -124,7 +124,7 @@ def test_containment_and_nearest_do_not_depend_on_blocks(monkeypatch: pytest.Mon
 # --- embeddings ---
 
 
-def test_nearest_cosine_by_hand() -> None:
+def test_nearest_cosine_equals_numbers_by_hand() -> None:
     similarity, sources = nearest_cosine(["0", "90", "45"], ["60", "30", "0"], AngleEncoder(), "cpu")
     assert sources.tolist() == [2, 0, 0]  # 45 is between 60 and 30: a tie goes to the first
     assert similarity == pytest.approx(np.cos(np.radians([0, 30, 15])), abs=1e-6)
@@ -219,7 +219,7 @@ def prompts(*names: str) -> list[str]:
 
 
 def test_find_contamination_finds_self_instruct_tasks_in_alpaca_eval() -> None:
-    """AlpacaEval contains the tasks. Another collection shares one prompt with AlpacaEval."""
+    """AlpacaEval contains at least 247 of the 252 tasks. Another collection shares one prompt with AlpacaEval."""
     alpaca = prompts("alpaca_eval", "instructions_baseline.jsonl")
     tasks = prompts("instruction_tuning", "self_instruct_user_oriented_252.jsonl")
     rule = Contamination(ngram=13, containment=0.8, similarity=None, encoder=AngleEncoder())

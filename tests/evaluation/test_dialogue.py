@@ -1,4 +1,4 @@
-"""Answers to single prompts and, turn by turn, to dialogues."""
+"""Test the answers to single prompts and, turn by turn, to dialogues."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from tiny import example, policy_folder, tokenizer
 
 RENDERER = Renderer(tokenizer())
 DECODING = Decoding(samples=2, temperature=1.0, top_p=1.0, max_new_tokens=5, max_length=120)
-SINGLE = example("s#1", "cat?", "a cat")  # an id with the separator of request keys
+SINGLE = example("s#1", "cat?", "a cat")  # the id contains #, the separator of request keys
 DIALOGUE = example("d", "unused", "a dog", turns=["what is the cat?", "and the dog?"])
 LONGER = example("l#0#1", "unused", "a dog", turns=["the", "cat", "sat"])
 
@@ -96,7 +96,7 @@ def test_play_without_fitting_prompts_sends_no_request() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_play_with_a_real_policy_and_its_shards(tmp_path: Path, temperature: float) -> None:
+def test_play_again_reads_a_real_policys_answers_from_shards(tmp_path: Path, temperature: float) -> None:
     model = policy_folder(tmp_path / "policy")
     decoding = Decoding(1 if temperature == 0 else 2, temperature, 1.0, 5, 120)
     responder = Responder(HF("float32", 3), Local(2, 1), "cpu")

@@ -1,4 +1,4 @@
-"""KL(policy || SFT) and entropy against exact values, on models whose responses can all be listed."""
+"""Compare KL(policy || SFT) and entropy with exact values, on models whose responses can all be listed."""
 
 import math
 from collections.abc import Iterator
@@ -117,7 +117,7 @@ def test_k3_is_never_negative() -> None:
     assert k1(policy, reference) < 0 < k3(policy, reference)
 
 
-# The stage itself, on answers sampled by the evaluation.
+# The tests below run the stage itself, on answers that the evaluation sampled.
 
 QUESTIONS = [example("a", "what is the cat?", "a cat"), example("b", "and Paris?", "Paris is in France")]
 SAMPLES = 300
@@ -163,7 +163,7 @@ def test_measure_kl_and_entropy_are_near_the_exact_values(folders: dict[str, Pat
     assert summary["kl"] == pytest.approx(by_answer["k1"].mean())
     assert summary["entropy"] == pytest.approx(-by_answer["log_prob"].mean())
     assert summary["entropy_per_token"] == pytest.approx(-by_answer["log_prob"].sum() / by_answer["tokens"].sum())
-    # In float32 the sampler and the packed rows agree.
+    # In float32, the sampler's log-probabilities equal those of the packed rows.
     answer_rows = pd.read_parquet(answers / ANSWERS).query("decoding == 'T=1'").sort_values(["id", "sample"])
     assert by_answer["log_prob"].to_numpy() == pytest.approx(answer_rows["log_prob"].to_numpy(), abs=1e-3)
 
@@ -180,7 +180,7 @@ def test_measure_of_a_model_against_itself_is_zero(folders: dict[str, Path], tmp
 
 
 def test_measure_scores_a_dialogue_after_its_own_replies(folders: dict[str, Path], tmp_path: Path) -> None:
-    """Each answer equals a forward pass over the dialogue so far. A dialogue counts as one response."""
+    """Each answer's scores equal those of a forward pass over the dialogue so far. A dialogue is one response."""
     answers = sample_answers(tmp_path / "answers", folders["policy"], settings(), EXAMPLES)
     models = Models(folders["policy"], None, "float32", hardware())
     measure(tmp_path, answers, "T=1", models, EXAMPLES, Local(2, 1))
@@ -256,5 +256,5 @@ def test_checkpoints_without_policy_samples_are_rejected(changes: dict[str, Any]
 
 def test_of_checkpoints_keeps_only_policy_samples() -> None:
     evaluation = settings(decodings=DECODINGS[::-1], checkpoints=4).of_checkpoints()
-    assert [way.name for way in evaluation.ways] == ["T=1"]
+    assert [decoding.name for decoding in evaluation.ways] == ["T=1"]
     assert evaluation.lm_eval.tasks == []

@@ -1,4 +1,4 @@
-"""The evaluate stage on a real policy with random weights, from answers to files."""
+"""Test the evaluate stage, from answers to files, on a real policy with random weights."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -97,8 +97,8 @@ def test_evaluate_grades_answers_with_the_verifier(tmp_path: Path, policy: Path)
     keys = list(zip(answers["decoding"], answers["id"], answers["turn"], answers["sample"], strict=True))
     turns = [("a", 0), ("b", 0), ("c", 0), ("c", 1)]
     assert sorted(keys) == sorted(
-        (way, name, turn, s)
-        for way, samples in (("T=1", 2), ("greedy", 1))
+        (decoding, name, turn, s)
+        for decoding, samples in (("T=1", 2), ("greedy", 1))
         for name, turn in turns
         for s in range(samples)
     )
@@ -122,7 +122,7 @@ class InvalidVerifier:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.5, -0.1])
 def test_evaluate_invalid_score_is_rejected_with_its_example(value: float, tmp_path: Path, policy: Path) -> None:
-    """No file is left that a later comparison could read."""
+    """The stage leaves no file that a later comparison could read."""
     with pytest.raises(UserError, match=r"verifier's score .*'b' is .* 3 of 12 "):
         run_evaluate(tmp_path, policy, InvalidVerifier(value))
     assert not (tmp_path / ANSWERS).exists()
@@ -136,7 +136,7 @@ def test_evaluate_invalid_score_is_rejected_with_its_example(value: float, tmp_p
     ],
 )
 def test_evaluate_policy_with_nan_is_rejected(weight: float, message: str, tmp_path: Path) -> None:
-    """Before, log-probabilities of a diverged policy with NaN weights were summed as 0."""
+    """An earlier version summed the log-probabilities of a diverged policy with NaN weights as 0."""
     folder = policy_folder(tmp_path / "policy")
     model = llama()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""lm-eval's documents, and its metrics compared with metrics computed here."""
+"""Test the documents for lm-eval, and compare its metrics with metrics computed in this file."""
 
 import json
 import sys
@@ -99,7 +99,7 @@ def choice_hits(model: Any, examples: list[Example]) -> tuple[list[bool], list[b
     return right, right_by_length
 
 
-def test_run_tasks_limit_and_empty_list(policy: Path) -> None:
+def test_run_tasks_obeys_limit_and_returns_nothing_without_tasks(policy: Path) -> None:
     limited = run_tasks(lm_eval("target_choice", limit=6), policy, EXAMPLES, RENDERER, "cpu", seed=0)
     assert limited["target_choice"]["documents"] == 6
     assert run_tasks(lm_eval(), policy, EXAMPLES, RENDERER, "cpu", seed=0) == {}
@@ -128,7 +128,7 @@ def test_run_tasks_exact_match_equals_that_of_greedy_answers(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("form", ["20{}-01-02", "[{}, 2]", "0{}", "{{'a': {}}}"])
 def test_run_tasks_date_like_and_list_like_targets_stay_texts(form: str, tmp_path: Path) -> None:
-    """Before, a column of dates was read as times and "[1, 2]" as a list, so no answer was ever right."""
+    """An earlier version read a column of dates as times and "[1, 2]" as a list, so no answer was ever right."""
     examples = [example(f"e{i}", f"what is {i}?", form.format(10 + i)) for i in range(8)]
     model = taught(examples)
     save_policy(tmp_path, model, RENDERER.tokenizer, "")
@@ -177,7 +177,7 @@ def test_check_unknown_task_names_the_existing_ones() -> None:
         lm_eval("nothing_so").check()
 
 
-def test_check_task_without_its_data_names_the_ways_to_supply_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_task_without_its_data_names_the_ways_to_supply_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"lm_eval\.tasks=piqa: .*HF_HOME.*local\.piqa=FILE.*data_files"):
@@ -284,8 +284,8 @@ def test_run_tasks_ifeval_over_a_local_file_needs_no_network(
     save_policy(folder, model, tokenizer(), "# a card\n")
     (metrics,) = run_tasks(settings, folder, EXAMPLES, RENDERER, "cpu", seed=0).values()
     assert metrics["documents"] == 2
-    assert metrics["prompt_level_strict_acc"] == 0.5  # only the first prompt
-    assert metrics["inst_level_strict_acc"] == pytest.approx(2 / 3)  # of the second prompt, only the one about zebras
+    assert metrics["prompt_level_strict_acc"] == 0.5  # the model follows only the first prompt
+    assert metrics["inst_level_strict_acc"] == pytest.approx(2 / 3)  # and two of the three instructions
 
 
 def test_check_ifeval_names_missing_package_and_data(ifeval: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +328,7 @@ def test_check_unusable_local_file_is_named(
 
 @pytest.mark.parametrize("task", ["gsm8k", "gsm8k_cot"])
 def test_run_tasks_over_a_local_file_ignores_the_tasks_num_fewshot(task: str, tmp_path: Path) -> None:
-    """Before, lm-eval showed the test questions with their answers as examples, since a file has no other split."""
+    """A file has no split for examples. In an earlier version, lm-eval showed the test questions with their answers."""
     file = tmp_path / "documents.jsonl"
     file.write_text("\n".join(json.dumps({"question": f"what is {word}?", "answer": "#### 1"}) for word in WORDS))
     model = llama()

@@ -1,6 +1,6 @@
 """Compare `VllmLM` with lm-eval's own class for transformers, on the same model.
 
-The engine here runs transformers. `tests/integration/test_vllm_lm_eval.py` uses vLLM's engine.
+The engine in this file runs transformers. `tests/integration/test_vllm_lm_eval.py` uses vLLM's engine.
 """
 
 from pathlib import Path
@@ -83,7 +83,7 @@ def test_loglikelihood_marks_greedy_continuations(pair: tuple[VllmLM, HFLM]) -> 
 
 
 def test_loglikelihood_rolling_scores_each_token_once(pair: tuple[VllmLM, HFLM]) -> None:
-    """A short text is one window. A longer one has windows of LENGTH - 2 tokens."""
+    """A short text is one window. A longer text has windows of LENGTH - 2 tokens."""
     vllm_lm, hf_lm = pair
     short = instances("loglikelihood_rolling", ("the cat sat on the mat",))
     assert vllm_lm.loglikelihood_rolling(short) == pytest.approx(hf_lm.loglikelihood_rolling(short), abs=1e-4)
@@ -93,9 +93,9 @@ def test_loglikelihood_rolling_scores_each_token_once(pair: tuple[VllmLM, HFLM])
 
 
 def test_generate_until_stops_at_end_stop_words_and_length(tmp_path: Path) -> None:
-    """Stop words may begin within a token, and the last prompt is cut to fit."""
-    known = example("e", "what is it?", "it is the cat")
-    model, query = taught([known]), RENDERER.tokenizer.decode(RENDERER.prompt(known.prompt))
+    """A stop word may begin within a token, and the last prompt is truncated to fit."""
+    learned = example("e", "what is it?", "it is the cat")
+    model, query = taught([learned]), RENDERER.tokenizer.decode(RENDERER.prompt(learned.prompt))
     hf_lm = HFLM(pretrained=model, tokenizer=RENDERER.tokenizer, device="cpu", add_bos_token=False)
     vllm_lm = VllmLM(Engine(model), RENDERER, LENGTH, special_tokens=False)
     requests = instances(

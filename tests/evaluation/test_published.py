@@ -1,4 +1,4 @@
-"""Published figures: each needs a source and is compared with the matching measured number."""
+"""Test published figures: each needs a source and is compared with the matching measured number."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ ENTRY = {
 }
 
 
-def file(folder: Path, *entries: Any) -> str:
+def write_figures(folder: Path, *entries: Any) -> str:
     path = folder / "figures.yaml"
     path.write_text(yaml.safe_dump(list(entries)))
     return str(path)
@@ -41,7 +41,7 @@ def test_read_figures_of_the_package_are_well_formed_and_empty(name: str) -> Non
 
 def test_read_figures_leaves_out_empty_entries(tmp_path: Path) -> None:
     empty = ENTRY | {"figure": None, "source": None, "page": None}
-    assert read_figures(file(tmp_path, ENTRY, empty)) == [PublishedFigure(**ENTRY)]  # type: ignore[arg-type]
+    assert read_figures(write_figures(tmp_path, ENTRY, empty)) == [PublishedFigure(**ENTRY)]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_read_figures_leaves_out_empty_entries(tmp_path: Path) -> None:
 )
 def test_read_figures_unusable_entry_is_named(tmp_path: Path, entry: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        read_figures(file(tmp_path, ENTRY, entry))
+        read_figures(write_figures(tmp_path, ENTRY, entry))
 
 
 def test_read_figures_unusable_file_is_named(tmp_path: Path) -> None:
@@ -77,9 +77,9 @@ def test_compare_published_matches_system_k_and_measure() -> None:
     figures = [
         PublishedFigure("SFT", None, "reward", "win rate over target", 1.0, "s", 1),
         PublishedFigure("Self-Contrast", 4, "reward", "win rate over target", 2.0, "s", 1),
-        PublishedFigure("Self-Contrast", 8, "reward", "win rate over target", 3.0, "s", 1),  # another K
-        PublishedFigure("Self-Contrast", 4, "mt_bench", "mean", 4.0, "s", 1),  # not measured here
-        PublishedFigure("SPIN", 1, "reward", "win rate over target", 5.0, "s", 1),  # not a system of this run
+        PublishedFigure("Self-Contrast", 8, "reward", "win rate over target", 3.0, "s", 1),  # this run has K=4
+        PublishedFigure("Self-Contrast", 4, "mt_bench", "mean", 4.0, "s", 1),  # this run has no MT-Bench
+        PublishedFigure("SPIN", 1, "reward", "win rate over target", 5.0, "s", 1),  # this run has no SPIN
         PublishedFigure("SFT", None, "lm_eval", "gsm8k acc", 6.0, "s", 1),
     ]
     rows = compare_published(figures, 4, {"reward": {"lines": lines}}, {"SFT": {"gsm8k": {"acc": 0.25}}})

@@ -1,4 +1,4 @@
-"""The training step of a model between the fine-tuned one and the last iteration's policy."""
+"""Test the training step of each evaluated model, from the SFT model to the last iteration's policy."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ def artifact(stage: str, **summary: object) -> Artifact:
 
 
 def test_measured_step_continues_over_iterations() -> None:
-    """The first checkpoint of a second iteration, at step 5, is step 13 after a first iteration of 8 steps."""
+    """After a first iteration of 8 steps, the second iteration's checkpoint at step 5 is step 13."""
     sft = artifact("sft", steps=99)
     iterations = [artifact("align", steps=8, checkpoints=[4]), artifact("align", steps=10, checkpoints=[5])]
     scored = [(sft, [], None)]

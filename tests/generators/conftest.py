@@ -1,4 +1,4 @@
-"""A policy that vLLM supports, and a server of it, shared by the tests of generators."""
+"""Fixtures of the generators' tests: a policy that vLLM supports, and a server that serves it."""
 
 import venv
 from collections.abc import Iterator
@@ -24,14 +24,14 @@ def wide_model(wide_policy: Path) -> LlamaForCausalLM:
 
 @pytest.fixture(scope="session")
 def vllm_server(vllm_python: str, wide_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a server that serves `wide_policy` as the model `policy`."""
+    """Yield the URL of a server that serves `wide_policy` as the model `policy`."""
     with serve(vllm_python, wide_policy, tmp_path_factory.mktemp("server") / "log") as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def bare_python(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An interpreter with the standard library and nothing else."""
+    """Return the path of an interpreter that has only the standard library."""
     folder = tmp_path_factory.mktemp("bare")
     venv.create(folder, symlinks=True)
     return str(folder / "bin" / "python")

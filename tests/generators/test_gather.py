@@ -1,4 +1,4 @@
-"""Merging the candidates of two iterations, and disjoint choices of prompts."""
+"""Test merging the candidates of two iterations, and choosing disjoint parts of the prompts."""
 
 from pathlib import Path
 
@@ -25,13 +25,13 @@ def write_candidates(file: Path, names: list[str], text: str) -> Path:
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(NAME_LISTS, NAME_LISTS, st.integers(1, 9))
-def test_gather_merges_each_prompts_candidates(tmp_path: Path, first: list[str], second: list[str], rows: int) -> None:
+def test_gather_merges_each_prompts_candidates(tmp_path: Path, first: list[str], second: list[str], size: int) -> None:
     files = (
         write_candidates(tmp_path / "one.parquet", first, "old"),
         write_candidates(tmp_path / "two.parquet", second, "new"),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gather_module, "ROWS_PER_WRITE", rows)
+        patch.setattr(gather_module, "ROWS_PER_WRITE", size)
         summary = gather(tmp_path, *files, 3)
     merged: dict[str, list[tuple[int, str]]] = {}
     order = []

@@ -1,4 +1,4 @@
-"""Sampling with transformers in shards, and the generate stage."""
+"""Test sampling with transformers in shards, and the generate stage."""
 
 import json
 import logging
@@ -119,9 +119,9 @@ def test_prompts_of_similar_length_are_sampled_together(tmp_path: Path) -> None:
 
 def test_model_is_not_loaded_if_all_shards_exist(policy: Path, tmp_path: Path) -> None:
     expected = generate_all(policy, tmp_path / "shards")
-    bare = policy_folder(tmp_path / "bare")
-    (bare / "model.safetensors").unlink()
-    assert generate_all(bare, tmp_path / "shards") == expected
+    without_weights = policy_folder(tmp_path / "bare")
+    (without_weights / "model.safetensors").unlink()
+    assert generate_all(without_weights, tmp_path / "shards") == expected
 
 
 def test_generate_with_another_shard_size_reuses_no_wrong_shards(policy: Path, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_generate_with_another_shard_size_reuses_no_wrong_shards(policy: Path, t
 
 def test_interrupted_run_resumes_to_identical_bytes(policy: Path, tmp_path: Path) -> None:
     class Interrupted(HF):
-        """Ends after its second shard."""
+        """A backend that is interrupted after its second shard."""
 
         @contextmanager
         def open(self, model: Path, device: str) -> Iterator[Sampler]:
@@ -145,19 +145,19 @@ def test_interrupted_run_resumes_to_identical_bytes(policy: Path, tmp_path: Path
 
                 yield sampler
 
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    for folder in (whole, broken):
+    uninterrupted, resumed = tmp_path / "uninterrupted", tmp_path / "resumed"
+    for folder in (uninterrupted, resumed):
         folder.mkdir()
-    summary = generate(whole, settings(), responder(), policy, EXAMPLES)
+    summary = generate(uninterrupted, settings(), responder(), policy, EXAMPLES)
     interrupted = Responder(Interrupted("float32", 6), Local(3, 1), "cpu")
     with pytest.raises(KeyboardInterrupt):
-        generate(broken, settings(), interrupted, policy, EXAMPLES)
-    assert len(list((broken / "resume/shards").iterdir())) == 2
-    assert generate(broken, settings(), responder(), policy, EXAMPLES) == summary
-    assert (whole / FILE).read_bytes() == (broken / FILE).read_bytes()
+        generate(resumed, settings(), interrupted, policy, EXAMPLES)
+    assert len(list((resumed / "resume/shards").iterdir())) == 2
+    assert generate(resumed, settings(), responder(), policy, EXAMPLES) == summary
+    assert (uninterrupted / FILE).read_bytes() == (resumed / FILE).read_bytes()
 
 
-def test_generate_counts_its_output(policy: Path, tmp_path: Path) -> None:
+def test_generate_summary_counts_prompts_responses_and_tokens(policy: Path, tmp_path: Path) -> None:
     long = example("long", "the cat " * 40, "a cat")
     summary = generate(tmp_path, settings(), responder(), policy, [*EXAMPLES, long])
     results = dict(candidates_by_prompt(tmp_path))
@@ -190,7 +190,7 @@ def test_with_room_drops_and_logs_full_prompts(caplog: pytest.LogCaptureFixture)
     assert "1 of 3 prompts" in caplog.messages[0]
 
 
-def test_choose_fewer_is_a_subset_in_order() -> None:
+def test_choose_fewer_prompts_gives_a_subset_in_order() -> None:
     sizes = {count: [e.id for e in choose(EXAMPLES, count, seed=4)] for count in (1, 3, 8)}
     assert [len(chosen) for chosen in sizes.values()] == [1, 3, 8]
     assert set(sizes[1]) < set(sizes[3]) < set(sizes[8])
@@ -242,7 +242,7 @@ OUT_OF_MEMORY = {
 def test_batches_halve_when_memory_runs_out(error: Exception, policy: Path, caplog: pytest.LogCaptureFixture) -> None:
     batcher = LimitedMemory(policy, 9, error)
     results = batcher(REQUESTS, DECODING, 0)
-    # 9 prompts of 3 samples: 27 rows do not fit, nor do 4 prompts in 13 rows. Then 2 prompts at a time fit.
+    # 9 prompts of 3 samples are 27 rows and do not fit. 4 prompts, 12 rows, do not fit either. 2 prompts fit.
     assert batcher.sizes == [27, 12, 6, 6, 6, 6, 3]
     assert [m.partition(" (")[0] for m in caplog.messages] == [
         "out of memory with 27 responses at once, retrying with 13",

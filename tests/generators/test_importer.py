@@ -1,4 +1,4 @@
-"""Imported candidates: matched by prompt, tokenized as in training, and checked before any compute."""
+"""Test that imported candidates are matched by prompt, tokenized as in training, and checked before any compute."""
 
 import json
 import logging
@@ -99,23 +99,23 @@ def test_responses_without_room_are_dropped_and_counted(tmp_path: Path, policy: 
     """Prompt b alone exceeds max_length. Of prompt a's responses, only the two shortest fit."""
     sizes = [len(RENDERER.response(EXAMPLES[0].prompt, text)) for text in ("a dog", "", "the cat", "a mat")]
     max_length = len(RENDERER.prompt(EXAMPLES[0].prompt)) + sorted(sizes)[1]
-    kept = [i for i, size in enumerate(sizes) if size <= sorted(sizes)[1]]
+    fitting = [i for i, size in enumerate(sizes) if size <= sorted(sizes)[1]]
     importer = import_from(write(tmp_path, [row for row in rows() if "messages" not in row]), max_length=max_length)
     results, summary = generate(importer, tmp_path / "out", policy)
-    assert [c.sample for c in results["a"]] == kept
+    assert [c.sample for c in results["a"]] == fitting
     assert summary["responses_without_room"] == 6 - sum(map(len, results.values()))
     with pytest.raises(UserError, match=r"generator\.max_length=3"):
         generate(import_from(write(tmp_path, rows()), max_length=3), tmp_path / "out", policy)
 
 
-def test_fewer_prompts_are_drawn_from_those_with_responses(tmp_path: Path, policy: Path) -> None:
+def test_prompts_setting_draws_only_prompts_with_responses(tmp_path: Path, policy: Path) -> None:
     importer = import_from(write(tmp_path, rows()[2:4]), prompts=1)
     results, summary = generate(importer, tmp_path / "out", policy)
     assert len(results) == summary["prompts"] == 1
     assert set(results) < {"b", "c"}
 
 
-def test_fingerprint_depends_on_content_not_on_path(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_the_files_content_not_its_path(tmp_path: Path) -> None:
     first, same = write(tmp_path, rows()), write(tmp_path, rows(), "same.jsonl")
     other = write(tmp_path, rows()[1:], "other.jsonl")
     assert import_from(first).fingerprint() == import_from(same).fingerprint() != import_from(other).fingerprint()

@@ -1,4 +1,4 @@
-"""The backend for servers with vLLM's real server instead of the loopback imitation."""
+"""Test the backend for servers with vLLM's real server instead of an imitation."""
 
 from pathlib import Path
 
@@ -14,8 +14,8 @@ GREEDY = Decoding(1, 0.0, 1.0, 16, 128)
 
 def sample(url: str, policy: Path, decoding: Decoding, **changes: object) -> list[Candidate]:
     valid = {"model": "policy", "api": "completions", "extra": EXTRA, "base_urls": [f"{url}/v1"], "concurrency": 2}
-    patience = {"timeout": 120.0, "retries": 1, "initial_backoff": 1.0, "api_key_env": None}
-    backend = OpenAI(**{**valid, **patience, **changes})  # type: ignore[arg-type]
+    timeouts = {"timeout": 120.0, "retries": 1, "initial_backoff": 1.0, "api_key_env": None}
+    backend = OpenAI(**{**valid, **timeouts, **changes})  # type: ignore[arg-type]
     backend.check()
     with backend.open(policy, "cpu") as sampler:
         return sampler(REQUESTS, decoding, 0)

@@ -1,4 +1,4 @@
-"""The data's rejected answers as candidates, for the same prompts as sampling."""
+"""Test candidates that are the data's rejected answers, for the prompts that sampling would draw."""
 
 import logging
 from dataclasses import replace
@@ -39,8 +39,8 @@ def test_prompts_are_drawn_as_for_sampling(tmp_path: Path, policy: Path) -> None
     """Prompts without a rejected answer are left out, so DPO_std trains on a subset of Self-Contrast's prompts."""
     generator = Pairs(4, 120, 3)
     generator.generate(tmp_path, policy, EXAMPLES, Local(1, 1), "cpu")
-    drawn = [ex.id for ex in choose(EXAMPLES, 4, 3) if ex.id != "e2"]
-    assert [name for name, _ in candidates_by_prompt(tmp_path)] == drawn
+    expected = [ex.id for ex in choose(EXAMPLES, 4, 3) if ex.id != "e2"]
+    assert [name for name, _ in candidates_by_prompt(tmp_path)] == expected
     assert (generator.samples, generator.follows_model) == (1, False)
 
 

@@ -1,4 +1,4 @@
-"""Sampling is independent of the batch, agrees with the model, and has the right distribution."""
+"""Check that sampling does not depend on the batch, agrees with the model, and has the right distribution."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -80,7 +80,7 @@ def test_another_seed_or_another_id_draws_other_responses(one_batch: list[Candid
     assert [c.token_ids for c in sample_all([Request("other", REQUESTS[0].prompt)], FREE)] != ids
 
 
-def test_fewer_samples_are_the_first_of_more(one_batch: list[Candidate]) -> None:
+def test_fewer_samples_equal_the_first_of_more_samples(one_batch: list[Candidate]) -> None:
     two = sample_all(REQUESTS, Decoding(**{**vars(FREE), "samples": 2}))
     assert [c.token_ids for c in two] == [c.token_ids for c in one_batch if c.sample < 2]
 
@@ -106,7 +106,7 @@ def test_log_prob_equals_a_forward_pass_at_temperature_one(decoding: Decoding) -
 
 @pytest.mark.parametrize("tokens", [1, 12])
 def test_log_prob_is_float32_in_a_bfloat16_model(tokens: int) -> None:
-    """The logits are rounded, as in any forward pass; their log-softmax and its sum are not."""
+    """The logits are rounded to bfloat16, as in any forward pass. Their log-softmax and its sum are float32."""
     model, decoding = llama().bfloat16(), Decoding(1, 0.0, 1.0, tokens, 128)
     for request in REQUESTS:
         (candidate,) = sample(model, TOKENIZER, [request], decoding, 0, ENDS)
@@ -156,7 +156,7 @@ def test_finished_rows_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(MODEL, "forward", counted)
     candidates = sample_all(REQUESTS, FREE)
-    # Prompts are computed once, not once per sample. Token t + 1 is computed for responses not ended by token t.
+    # A prompt is computed once, not once per sample. Token t + 1 is computed only for responses that go on after t.
     longest = max(len(c.token_ids) for c in candidates)
     assert rows == [5, *(sum(len(c.token_ids) > t for c in candidates) for t in range(1, longest))]
 
@@ -178,7 +178,7 @@ def test_draws_follow_the_softmax(temperature: float) -> None:
 
 def test_draws_within_the_nucleus_follow_the_renormalised_softmax() -> None:
     probabilities = LOG_PROBS.double().softmax(-1)
-    # The two likeliest tokens have 0.6724 one_batch, the six likeliest 0.9972.
+    # The two likeliest tokens have probability 0.6724 together, the six likeliest 0.9972.
     assert probabilities.sort(descending=True).values.cumsum(0)[[1, 5]].tolist() == pytest.approx(
         [0.6724, 0.9972], abs=1e-4
     )
@@ -195,7 +195,7 @@ def test_draws_within_the_nucleus_follow_the_renormalised_softmax() -> None:
     uniform=st.floats(0, 1 - 2**-53),
 )
 def test_inverse_returns_where_the_running_sum_exceeds_the_threshold(weights: list[float], uniform: float) -> None:
-    """Compare with exact arithmetic. If rounding decides, either neighbour is right, but never a zero weight."""
+    """Compare with exact arithmetic. If rounding decides, both neighbours are right, unless their weight is 0."""
     drawn = int(_inverse(torch.tensor([weights]), torch.tensor([uniform], dtype=torch.float64))[0])
     sums = list(accumulate(map(Fraction, weights)))
     threshold, slack = Fraction(uniform) * sums[-1], sums[-1] / 2**40
@@ -204,7 +204,7 @@ def test_inverse_returns_where_the_running_sum_exceeds_the_threshold(weights: li
     assert sums[drawn] - Fraction(weights[drawn]) <= threshold + slack
 
 
-def test_draw_at_the_ends_of_the_interval_is_possible() -> None:
+def test_draw_at_the_ends_of_the_interval_returns_possible_tokens() -> None:
     ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
     logits = torch.tensor([-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf]).log_softmax(-1).expand(2, -1)
     for top_p in (1.0, 0.9):
@@ -241,12 +241,12 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_models_with_other_caches_are_sampled_exactly(kind: str) -> None:
+def test_log_prob_of_models_with_other_caches_equals_a_forward_pass(kind: str) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS[kind]).eval()
     use_exact_attention(model)
     prompts = {request.id: request.prompt for request in REQUESTS}
-    ends = set(range(0, len(TOKENIZER), 9))  # responses end at different tokens and leave the batch
+    ends = set(range(0, len(TOKENIZER), 9))  # responses have different lengths and leave the batch
     results = sample(model, TOKENIZER, REQUESTS, FREE, 0, ends)
     assert len({len(candidate.token_ids) for candidate in results}) > 3
     for candidate in results:

@@ -1,4 +1,4 @@
-"""Sampling from another model, and with a system message."""
+"""Test sampling from another model, and with a system message."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another model, with the same tokenizer."""
+    """Return the folder of another model with the same tokenizer."""
     return policy_folder(tmp_path_factory.mktemp("other") / "model", seed=5)
 
 
@@ -53,7 +53,7 @@ def test_candidates_come_from_the_configured_model(policy: Path, other: Path, tm
     assert named == sample_all(tmp_path / "b", PLAIN, other) != sample_all(tmp_path / "c", PLAIN, policy)
 
 
-def test_artifact_is_the_model_that_it_contains(policy: Path, other: Path, tmp_path: Path) -> None:
+def test_artifact_folder_equals_the_model_folder_in_it(policy: Path, other: Path, tmp_path: Path) -> None:
     assert other.name == "model"
     artifact, folder = (replace(PLAIN, model=str(path)) for path in (other.parent, other))
     artifact.check(EXAMPLES)
@@ -61,7 +61,7 @@ def test_artifact_is_the_model_that_it_contains(policy: Path, other: Path, tmp_p
     assert sample_all(tmp_path / "a", artifact, policy) == sample_all(tmp_path / "b", folder, policy)
 
 
-def test_model_samples_are_the_last_ones_of_each_prompt(policy: Path, other: Path, tmp_path: Path) -> None:
+def test_model_samples_come_last_for_each_prompt(policy: Path, other: Path, tmp_path: Path) -> None:
     mixed = replace(PLAIN, samples=5, prompts=3, seed=7, model=str(other), model_samples=2)
     (tmp_path / "mixed").mkdir()
     counts = mixed.generate(tmp_path / "mixed", policy, EXAMPLES, Local(3, 1), "cpu")
@@ -120,7 +120,7 @@ def test_system_message_is_used_in_sampling_only(policy: Path, tmp_path: Path) -
     assert [list(group.prompt) for group in groups] == [RENDERER.prompt(ex.prompt) for ex in EXAMPLES]
 
 
-def test_system_message_includes_the_dialogues_own() -> None:
+def test_system_message_comes_before_the_dialogues_own() -> None:
     assert with_system_message([USER], None) == [USER]
     assert with_system_message([USER], "Be wrong.") == [{"role": "system", "content": "Be wrong."}, USER]
     assert with_system_message([SYSTEM, USER], "Be wrong.") == [
@@ -151,7 +151,7 @@ def test_template_without_system_messages_raises(template: str, line: str) -> No
     check_system(RENDERER, EXAMPLES[0], "Be wrong.")
 
 
-def test_key_omits_null_settings_and_has_the_models_content(other: Path, tmp_path: Path) -> None:
+def test_settings_in_the_key_omit_null_and_hold_the_models_content(other: Path, tmp_path: Path) -> None:
     plain = settings_of(PLAIN)
     assert not {"model", "system"} & set(plain)
     assert settings_of(replace(PLAIN, system="Be wrong.")) == {**plain, "system": "Be wrong."}

@@ -1,4 +1,4 @@
-"""vLLM's responses compared with transformers', and their dependence on the seed.
+"""Compare vLLM's responses with those of transformers, and test their dependence on the seed.
 
 Tests marked `vllm` run the real engine, on the CPU (`make test-vllm`).
 """
@@ -43,11 +43,11 @@ def one_batch(vllm_sampler: Sampler) -> list[Candidate]:
 
 
 def test_ids_outside_the_tokenizer_end_a_response(caplog: pytest.LogCaptureFixture) -> None:
-    """Models pad their vocabulary, and vLLM draws from all of it."""
+    """Some models pad their vocabulary, and vLLM also draws the padding ids."""
     valid, renderer = TOKENIZER("the cat")["input_ids"], Renderer(TOKENIZER)
     beyond = len(TOKENIZER)
-    drawn = [[*valid, beyond, *valid], [beyond + 7], [*valid, renderer.end_id], [-1]]
-    answers = [[{"token_ids": ids, "finish_reason": "stop", "log_prob": -1.0} for ids in drawn]]
+    sampled_ids = [[*valid, beyond, *valid], [beyond + 7], [*valid, renderer.end_id], [-1]]
+    answers = [[{"token_ids": ids, "finish_reason": "stop", "log_prob": -1.0} for ids in sampled_ids]]
     results = vllm.candidates_of_answers(REQUESTS[:1], answers, renderer)  # type: ignore[arg-type]
     assert [c.token_ids for c in results] == [valid, [renderer.end_id], [*valid, renderer.end_id], [renderer.end_id]]
     assert [(c.text, c.finish_reason) for c in results] == [
@@ -110,8 +110,8 @@ def test_same_requests_give_the_same_bytes(vllm_sampler: Sampler, one_batch: lis
 def test_responses_do_not_depend_on_the_shard(
     vllm_sampler: Sampler, one_batch: list[Candidate], shards: list[list[int]]
 ) -> None:
-    apart = [c for shard in shards for c in vllm_sampler([REQUESTS[i] for i in shard], FREE, 0)]
-    assert same(sorted(apart, key=lambda c: (c.id, c.sample)), one_batch)
+    from_shards = [c for shard in shards for c in vllm_sampler([REQUESTS[i] for i in shard], FREE, 0)]
+    assert same(sorted(from_shards, key=lambda c: (c.id, c.sample)), one_batch)
 
 
 @pytest.mark.vllm
@@ -123,7 +123,7 @@ def test_another_seed_or_another_id_draws_other_responses(vllm_sampler: Sampler,
 
 
 @pytest.mark.vllm
-def test_fewer_samples_are_the_first_of_more(vllm_sampler: Sampler, one_batch: list[Candidate]) -> None:
+def test_fewer_samples_equal_the_first_of_more_samples(vllm_sampler: Sampler, one_batch: list[Candidate]) -> None:
     for samples in (1, 2):
         fewer = vllm_sampler(REQUESTS, Decoding(samples, 1.0, 1.0, 16, LENGTH), 0)
         assert same(fewer, [c for c in one_batch if c.sample < samples])
@@ -131,7 +131,7 @@ def test_fewer_samples_are_the_first_of_more(vllm_sampler: Sampler, one_batch: l
 
 @pytest.mark.vllm
 def test_response_stops_at_its_first_end_token_or_its_limit(vllm_sampler: Sampler) -> None:
-    # More prompt tokens than vLLM computes in a step, so that some requests wait.
+    # The prompts have more tokens than vLLM computes in a step, so some requests wait.
     assert 24 * sum(len(request.prompt) for request in REQUESTS) > 4096
     results = vllm_sampler(REQUESTS, Decoding(24, 1.0, 1.0, 32, LENGTH), 0)
     rooms = {request.id: min(32, LENGTH - len(request.prompt)) for request in REQUESTS}
@@ -147,7 +147,7 @@ def test_response_stops_at_its_first_end_token_or_its_limit(vllm_sampler: Sample
 
 @pytest.mark.vllm
 def test_max_length_bounds_prompt_and_response_together(vllm_sampler: Sampler, one_batch: list[Candidate]) -> None:
-    bound = max(len(request.prompt) for request in REQUESTS) + 1  # the longest has room for a single token
+    bound = max(len(request.prompt) for request in REQUESTS) + 1  # the longest prompt has room for a single token
     prompts = {request.id: request.prompt for request in REQUESTS}
     for short, free in zip(vllm_sampler(REQUESTS, Decoding(4, 1.0, 1.0, 16, bound), 0), one_batch, strict=True):
         room = min(16, bound - len(prompts[short.id]))
@@ -193,7 +193,7 @@ def test_adapter_equals_its_merged_model(
         assert same(sample(REQUESTS, GREEDY, 0), expected)
 
 
-def test_key_has_the_adapters_content_not_its_path(wide_model: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_settings_in_the_key_hold_the_content_of_the_adapter(wide_model: LlamaForCausalLM, tmp_path: Path) -> None:
     adapter(tmp_path / "a", wide_model)
     adapter(tmp_path / "b", wide_model)
     keys = [settings_of(backend(adapter=str(tmp_path / name))) for name in "ab"]
@@ -202,13 +202,13 @@ def test_key_has_the_adapters_content_not_its_path(wide_model: LlamaForCausalLM,
     assert settings_of(backend(adapter=str(tmp_path / "b"))) != keys[0]
 
 
-def test_key_has_only_settings_that_change_responses() -> None:
+def test_settings_in_the_key_are_only_those_that_change_responses() -> None:
     elsewhere = backend(python="/usr/bin/python3", tensor_parallel_size=2, data_parallel_size=2, enforce_eager=False)
     assert settings_of(elsewhere) == settings_of(backend())
     assert settings_of(backend(dtype="bfloat16")) != settings_of(backend())
 
 
-def test_completion_request_fields() -> None:
+def test_completion_request_holds_decoding_limits_and_seed() -> None:
     request = completion_request(Request("a", [5, 6, 7]), Decoding(4, 0.7, 0.9, 10, 8), 0, frozenset({9, 4}))
     seed = request["params"].pop("seed")
     assert request == {
@@ -269,13 +269,13 @@ def test_check_with_a_vllm_interpreter_passes(vllm_python: str) -> None:
 @pytest.mark.parametrize(
     ("config", "expected"), [({"r": 4}, 8), ({"r": 16}, 16), ({"r": 8, "rank_pattern": {"q_proj": 17}}, 32)], ids=str
 )
-def test_max_lora_rank_holds_the_adapters_rank(tmp_path: Path, config: dict[str, Any], expected: int) -> None:
+def test_max_lora_rank_is_at_least_the_adapters_rank(tmp_path: Path, config: dict[str, Any], expected: int) -> None:
     (tmp_path / "adapter_model.safetensors").touch()
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     assert backend(adapter=str(tmp_path))._options(tmp_path)["max_lora_rank"] == expected
 
 
-def test_options_of_the_shipped_config(tmp_path: Path) -> None:
+def test_options_of_the_shipped_config_suit_a_gpu(tmp_path: Path) -> None:
     """conf/backend/vllm.yaml suits a GPU: bfloat16, prefix caching, 90% of the memory."""
     config = yaml.safe_load((ROOT / "conf/backend/vllm.yaml").read_text()) | {"max_length": 512}
     config.pop("_target_")

@@ -1,4 +1,4 @@
-"""vLLM processes that start, fail or are killed, and leave nothing behind."""
+"""Test that vLLM processes leave nothing behind, whether they end, fail or are killed."""
 
 import os
 import re
@@ -20,7 +20,7 @@ from vllm_cases import FREE, GREEDY, REQUESTS, backend, by_hf, same
 
 @pytest.fixture(autouse=True)
 def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder for the processes' log files."""
+    """Create and return the folder for the processes' log files."""
     folder = tmp_path / "logs"
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
@@ -42,7 +42,7 @@ def test_interpreter_that_exits_at_once_raises(tmp_path: Path, logs: Path) -> No
     faulty.write_text("#!/bin/sh\necho no such luck >&2\nexit 3\n")
     faulty.chmod(0o700)
     pattern = r"code 3\b.* no such luck\b.* log: "
-    options = {"model": "x" * 200_000}  # more than a pipe holds
+    options = {"model": "x" * 200_000}  # the options are longer than a pipe holds
     with pytest.raises(UserError, match=pattern), engines(str(faulty), {"options": options, "adapter": None}, [None]):
         pass
     assert len(list(logs.iterdir())) == 1
@@ -53,16 +53,16 @@ def test_interpreter_that_exits_at_once_raises(tmp_path: Path, logs: Path) -> No
 )
 def test_engine_finds_programs_of_its_environment(monkeypatch: pytest.MonkeyPatch, path: str, expected: str) -> None:
     """FlashInfer calls `ninja` by name, and the environment of `backend.python` is not activated."""
-    seen: list[str] = []
+    search_paths: list[str] = []
     lora = SimpleNamespace(LoRARequest=None)
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=lambda: seen.append(os.environ["PATH"])))
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=lambda: search_paths.append(os.environ["PATH"])))
     monkeypatch.setitem(sys.modules, "vllm.lora", lora)
     monkeypatch.setitem(sys.modules, "vllm.lora.request", lora)
     monkeypatch.setattr(sys, "executable", "/env/bin/python")
-    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "1")  # which it would set for good
+    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "1")  # else the engine would set it for good
     monkeypatch.setenv("PATH", path)
     VllmEngine({}, None)
-    assert seen == [expected]
+    assert search_paths == [expected]
 
 
 @pytest.mark.vllm
@@ -70,8 +70,8 @@ def test_killed_engine_raises_and_leaves_no_process(vllm_python: str, wide_polic
     with backend(python=vllm_python).open(wide_policy, "cpu") as sample:
         sample(REQUESTS, FREE, 0)
         (worker,) = vllm_workers()
-        assert len(in_session(worker)) > 1  # vLLM's own processes
-        os.kill(worker, signal.SIGSTOP)  # so that it dies during the next request
+        assert len(in_session(worker)) > 1  # vLLM has started processes of its own
+        os.kill(worker, signal.SIGSTOP)  # a stopped worker does not answer before it is killed
         threading.Timer(0.5, os.kill, (worker, signal.SIGKILL)).start()
         with pytest.raises(UserError) as error:
             sample(REQUESTS, FREE, 0)

@@ -1,4 +1,4 @@
-"""vLLM's own server over plain HTTP: the behaviour that a client relies on."""
+"""Test the behaviour of vLLM's own server, over plain HTTP, that a client relies on."""
 
 import json
 import urllib.request

@@ -33,12 +33,12 @@ def test_public_names_are_in_the_docs_and_can_be_imported() -> None:
         _ = selfcontrast.no_such_name
 
 
-def test_compose_output_folder_of_any_name() -> None:
+def test_compose_accepts_an_output_folder_of_any_name() -> None:
     assert selfcontrast.compose(output="o'brien, [x]").output == "o'brien, [x]"
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "message"),
+    ("args", "code", "message"),
     [
         ([], 0, "selfcontrast COMMAND"),
         (["trai"], 1, "error: trai: no such command"),
@@ -51,8 +51,8 @@ def test_compose_output_folder_of_any_name() -> None:
     ],
     ids=str,
 )
-def test_command_with_a_mistake_exits_with_one_line(words: list[str], code: int, message: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "selfcontrast.cli", *words]
+def test_command_prints_a_message_without_a_traceback(args: list[str], code: int, message: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "selfcontrast.cli", *args]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert ended.returncode == code
     assert message in ended.stdout + ended.stderr
@@ -63,8 +63,8 @@ def test_command_with_a_mistake_exits_with_one_line(words: list[str], code: int,
 def test_wheel_runs_every_command_outside_of_the_checkout(tmp_path: Path) -> None:
     """Dependencies come from this environment; nothing comes from the checkout."""
 
-    def python(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, *words]
+    def python(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *args]
         return subprocess.run(
             command, cwd=tmp_path, env={**os.environ, **env}, capture_output=True, text=True, timeout=600
         )

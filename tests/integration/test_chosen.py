@@ -41,12 +41,12 @@ def write_responses(folder: Path) -> dict[str, list[str]]:
 
 def run(folder: Path, *overrides: str) -> dict[str, Any]:
     source = ("generator=import", "generator.path=own.jsonl", "trainer.epochs=1", "tracking=none")
-    few = (
+    defaults = (
         ()
         if any(o.startswith("method=") for o in overrides)
         else ("negatives=2", "filter.max_negatives=2", "filter=none")
     )
-    ended = run_train(*SETTINGS, *DATA, *TINY_MODEL, *source, *few, *overrides, cwd=folder)
+    ended = run_train(*SETTINGS, *DATA, *TINY_MODEL, *source, *defaults, *overrides, cwd=folder)
     assert ended.returncode == 0, ended.stderr
     assert "chosen: candidates" in ended.stderr or "chosen=target" in overrides
     return read_result(folder / "out")
@@ -77,8 +77,8 @@ def test_chosen_options_share_samples_and_train_on_different_groups(tmp_path: Pa
 
 def test_methods_with_a_chosen_candidate_share_the_filter(tmp_path: Path) -> None:
     write_responses(tmp_path)
-    pair, tuned = (run(tmp_path, f"method={name}") for name in ("best_vs_worst", "rft"))
-    first, second = stages(pair), stages(tuned)
+    pair, rft = (run(tmp_path, f"method={name}") for name in ("best_vs_worst", "rft"))
+    first, second = stages(pair), stages(rft)
     assert {name: first[name]["key"] for name in ("filter", "reference")} == {
         name: second[name]["key"] for name in ("filter", "reference")
     }
@@ -86,8 +86,8 @@ def test_methods_with_a_chosen_candidate_share_the_filter(tmp_path: Path) -> Non
     assert [each["align"]["summary"]["negatives_per_prompt"] for each in (first, second)] == [1, 0]
 
 
-def test_chosen_target_keeps_the_keys(tmp_path: Path) -> None:
-    """With chosen=target, the settings in the keys have no trace of a choice."""
+def test_chosen_changes_no_key_before_the_filter(tmp_path: Path) -> None:
+    """The choice changes the filter, the stages that need its result, and the evaluation of the policy."""
     folders = (f"store={tmp_path / 'store'}", "output=out", "tracking=none")
     steps = {step.label: step.artifact for step in plan(composed(*DATA, *folders), DataReader()).steps}
     chosen = plan(composed(*DATA, *folders, "chosen=consensus"), DataReader()).steps

@@ -13,7 +13,7 @@ from jobs import TIMEOUT, TINY, Finished, read_result, start_train, stopped_job
 
 
 @pytest.mark.slow
-def test_job_on_two_nodes_has_the_losses_of_one(finished: Finished, tmp_path: Path) -> None:
+def test_job_on_two_nodes_has_the_losses_of_one_node(finished: Finished, tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -35,10 +35,10 @@ def test_job_on_two_nodes_has_the_losses_of_one(finished: Finished, tmp_path: Pa
     assert [node.returncode for node in nodes] == [0, 0], error + other_error
     result = read_result(tmp_path / "out")
     for stage in ("sft", "align"):
-        losses, alone = (
+        losses, one_node_losses = (
             [r["loss"] for r in job["histories"][stage] if "loss" in r] for job in (result, finished.result)
         )
-        torch.testing.assert_close(torch.tensor(losses), torch.tensor(alone), atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(torch.tensor(losses), torch.tensor(one_node_losses), atol=1e-4, rtol=1e-3)
 
 
 def test_time_limit_signal_saves_the_step_and_requeues_the_job(tmp_path: Path) -> None:

@@ -55,10 +55,10 @@ def test_evaluate_writes_page_and_tables(finished: Finished, tmp_path: Path) -> 
     assert "<script" not in page
     tables = tmp_path / "run/out/tables"
     judgments = pd.read_csv(tables / "judgments" / "dialogues.csv")
-    kept = pd.read_parquet(Path(stages(result)["dialogues model"]["path"]) / "judgments.parquet")
-    assert len(judgments) == len(kept) > 0
+    stored_judgments = pd.read_parquet(Path(stages(result)["dialogues model"]["path"]) / "judgments.parquet")
+    assert len(judgments) == len(stored_judgments) > 0
     assert list(judgments.columns[:4]) == ["system", "category", "prompt", "answer"]
-    assert list(judgments["verdict"]) == pytest.approx(list(kept["rating"]))
+    assert list(judgments["verdict"]) == pytest.approx(list(stored_judgments["rating"]))
     assert len(pd.read_csv(tables / "samples.csv")) == len(result["samples"]) > 0
 
 
@@ -85,10 +85,10 @@ def test_evaluate_with_another_chat_template_gives_other_answers(finished: Finis
 
 
 def test_evaluate_without_a_model_exits_with_one_line(tmp_path: Path) -> None:
-    for arguments, words in (([], "model.path is required"), (["model=./nowhere"], "./nowhere")):
+    for arguments, message in (([], "model.path is required"), (["model=./nowhere"], "./nowhere")):
         ended = run_train(*arguments, cwd=tmp_path, script="evaluate.py")
         assert ended.returncode == 1
-        assert words in ended.stderr
+        assert message in ended.stderr
         assert [line.partition(":")[0] for line in ended.stderr.splitlines()][1:] == ["error"]
 
 

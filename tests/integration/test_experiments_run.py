@@ -37,7 +37,7 @@ def negatives(result: dict[str, Any]) -> pd.DataFrame:
     return pd.read_parquet(Path(stages(result)["filter"]["path"]) / "negatives.parquet")
 
 
-def test_hh_rlhf_self_contrast_shares_its_sft_stage(workplace: Path) -> None:
+def test_hh_rlhf_self_contrast_and_sft_share_the_sft_stage(workplace: Path) -> None:
     result = run(workplace, "hh_rlhf/self_contrast", "negatives=4", "generator.samples=24")
     by_name = stages(result)
     summary = by_name["align"]["summary"]
@@ -48,9 +48,9 @@ def test_hh_rlhf_self_contrast_shares_its_sft_stage(workplace: Path) -> None:
     measured = {(line["system"], line["what"]) for line in result["benchmarks"]["reward"]["lines"]}
     assert ("Self-Contrast", "win rate over target") in measured
     assert ("Self-Contrast", "mean of sigmoid(reward)") in measured
-    alone = run(workplace, "hh_rlhf/sft", script="studies/paper/reproduce.py")
-    assert (stages(alone)["sft"]["key"], stages(alone)["sft"]["cached"]) == (by_name["sft"]["key"], True)
-    assert systems(alone) == {"SFT"}
+    sft_only = run(workplace, "hh_rlhf/sft", script="studies/paper/reproduce.py")
+    assert (stages(sft_only)["sft"]["key"], stages(sft_only)["sft"]["cached"]) == (by_name["sft"]["key"], True)
+    assert systems(sft_only) == {"SFT"}
     template = load_tokenizer(Path(result["policy"])).apply_chat_template(
         [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
     )
@@ -58,7 +58,7 @@ def test_hh_rlhf_self_contrast_shares_its_sft_stage(workplace: Path) -> None:
 
 
 def test_ultrachat_dpo_starts_from_a_fine_tuned_model(workplace: Path) -> None:
-    """The pairs are UltraFeedback's, the SFT model is given, and the evaluation uses UltraChat's prompts."""
+    """The pairs come from UltraFeedback, the SFT model is given, and the evaluation uses UltraChat's prompts."""
     result = run(workplace, "ultrachat/dpo_std")
     by_name = stages(result)
     weights = (workplace / "debug" / "model" / "model.safetensors").read_bytes()
@@ -70,7 +70,7 @@ def test_ultrachat_dpo_starts_from_a_fine_tuned_model(workplace: Path) -> None:
     assert systems(result) == {"SFT", "DPO_std"}
 
 
-def test_nectar_spin_in_two_iterations_with_an_added_token(workplace: Path) -> None:
+def test_nectar_spin_runs_two_iterations_with_an_added_token(workplace: Path) -> None:
     result = run(workplace, "nectar/spin", "iterations=2")
     by_name = stages(result)
     assert systems(result) == {"SFT", "SPIN iteration 1", "SPIN"}

@@ -64,7 +64,7 @@ def test_judge_that_fails_for_a_third_of_requests_stops_the_job(finished: Finish
 def contaminated_questions(folder: Path) -> Path:
     """Write eight questions of two turns. One is a training prompt of the tiny job."""
     settings = OmegaConf.load(ROOT / "conf/data/builtin.yaml")
-    settings.pop("defaults")  # the verifier is a group of its own
+    settings.pop("defaults")  # the defaults only name the verifier, which `build` does not need
     data = build(OmegaConf.merge(settings, {"train": 240, "validation": 24, "test": 48}), "data")
     training_example = next(example for example in data.load()["train"] if example.turns)
     turns = [[f"What is the colour of thing {i}?", f"And why is thing {i} so?"] for i in range(7)] + [
@@ -77,7 +77,7 @@ def contaminated_questions(folder: Path) -> Path:
     return file
 
 
-def by_prompt(body: Body) -> list[Body]:
+def grade_by_prompt(body: Body) -> list[Body]:
     """Return a grade that depends only on the prompt."""
     digest = hashlib.sha256(body["messages"][0]["content"].encode()).digest()
     return [{"message": {"role": "assistant", "content": f"[[{1 + digest[0] % 10}]]"}, "finish_reason": "stop"}]
@@ -90,17 +90,17 @@ def stored_judgments(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_job_killed_during_judging_resumes_without_repeated_requests(finished: Finished, tmp_path: Path) -> None:
-    """The result is that of an uninterrupted run with the same judgments."""
+    """The resumed job computes its result from the stored judgments."""
     shutil.copytree(finished.folder / "store", tmp_path / "store")
     changes = {"questions": contaminated_questions(tmp_path), "guided": "[]", "judge.servers.concurrency": 1}
     settings = [*TINY, *SETTINGS, *(f"{NAME}.{key}={value}" for key, value in changes.items())]
-    dead = threading.Event()
+    job_is_dead = threading.Event()
 
     def block_the_fourth(body: Body) -> list[Body]:
         """Leave the fourth request without an answer, after three judgments are stored."""
         if len(server.requests) == 4:
-            dead.wait(TIMEOUT)
-        return by_prompt(body)
+            job_is_dead.wait(TIMEOUT)
+        return grade_by_prompt(body)
 
     with OpenAIServer(block_the_fourth).open() as server:
         settings.append(f"{NAME}.judge.servers.base_urls=[{server.url}]")
@@ -109,7 +109,7 @@ def test_job_killed_during_judging_resumes_without_repeated_requests(finished: F
                 assert job.poll() is None
                 time.sleep(0.01)
             os.killpg(job.pid, signal.SIGKILL)
-        dead.set()
+        job_is_dead.set()
         assert len(stored_judgments(tmp_path)) == 3
         ended = run_train(*settings, cwd=tmp_path)
         assert ended.returncode == 0, ended.stderr
@@ -128,7 +128,7 @@ def test_job_killed_during_judging_resumes_without_repeated_requests(finished: F
         assert list(table["reply"]) == [f"[[{rating:.0f}]]" for rating in table["rating"]]
 
 
-def test_mt_bench_in_pairs_and_single_grades_share_answers(finished: Finished, tmp_path: Path) -> None:
+def test_mt_bench_pairwise_and_single_grading_share_answers(finished: Finished, tmp_path: Path) -> None:
     shutil.copytree(finished.folder / "store", tmp_path / "store")
     prefer_a = lambda body: [{"message": {"content": "[[A]]"}, "finish_reason": "stop"}]  # noqa: E731
     with OpenAIServer(prefer_a).open() as server:

@@ -1,4 +1,4 @@
-"""Run the same points through every launcher. Scores are equal bit for bit, and a failed job stops no other."""
+"""Run the same sweep with every launcher. Scores are equal bit for bit, and a failed job stops no other job."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 POINTS = [o for o in TINY if not o.startswith("negatives=")]
 
 
-def swept(folder: Path, *launcher: str, env: Mapping[str, str] | None = None) -> dict[int, object]:
+def run_sweep(folder: Path, *launcher: str, env: Mapping[str, str] | None = None) -> dict[int, object]:
     """Run jobs with K = 1, 2, 3, 4 and an impossible K. Return the numbers of the four that finish."""
     ended = run_train(
         "-m",
@@ -36,7 +36,7 @@ def swept(folder: Path, *launcher: str, env: Mapping[str, str] | None = None) ->
 
 @pytest.fixture(scope="module")
 def sequential(tmp_path_factory: pytest.TempPathFactory) -> dict[int, object]:
-    return swept(tmp_path_factory.mktemp("basic"))
+    return run_sweep(tmp_path_factory.mktemp("basic"))
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,12 @@ def sequential(tmp_path_factory: pytest.TempPathFactory) -> dict[int, object]:
 def test_launcher_gives_the_results_of_sequential_jobs(
     launcher: tuple[str, ...], sequential: dict[int, object], tmp_path: Path
 ) -> None:
-    assert swept(tmp_path, *launcher) == sequential
+    assert run_sweep(tmp_path, *launcher) == sequential
 
 
 def test_parallel_jobs_see_one_gpu_each(sequential: dict[int, object], tmp_path: Path) -> None:
-    """GPUs 98 and 99 do not exist, so the CPU computes."""
+    """GPUs 98 and 99 do not exist, so the jobs run on the CPU."""
     settings = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hardware.accelerator=auto")
-    assert swept(tmp_path, *settings, env={"CUDA_VISIBLE_DEVICES": "98,99"}) == sequential
+    assert run_sweep(tmp_path, *settings, env={"CUDA_VISIBLE_DEVICES": "98,99"}) == sequential
     results = [read_result(tmp_path / "sweep" / job) for job in ("0", "2", "3", "4")]
     assert {result["provenance"]["visible_gpus"] for result in results} == {"98", "99"}

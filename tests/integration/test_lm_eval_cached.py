@@ -27,8 +27,8 @@ def question(i: int) -> dict[str, object]:
     return {"id": str(i), "question": text, "answerKey": "ABC"[i % 3], "choices": {"text": choices, "label": [*"ABC"]}}
 
 
-def cached(folder: Path) -> Path:
-    """Write the cache that `datasets` makes of a downloaded data set, with the test's rows."""
+def write_cache(folder: Path) -> Path:
+    """Write the cache that `datasets` would make of a downloaded data set, with the rows of `question`. Return it."""
     (folder / "rows.jsonl").write_text("\n".join(json.dumps(question(i)) for i in range(40)))
     files = {split: [str(folder / "rows.jsonl")] for split in ("train", "validation", "test")}
     builder = Json(cache_dir=str(folder), dataset_name="ai2_arc", config_name=CONFIG, hash="0" * 40, data_files=files)
@@ -42,7 +42,7 @@ def cached(folder: Path) -> Path:
 def test_run_tasks_on_a_cached_data_set_equals_lm_evals_command(
     fewshot: int, chat: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy, cache = policy_folder(tmp_path / "policy"), cached(tmp_path)
+    policy, cache = policy_folder(tmp_path / "policy"), write_cache(tmp_path)
     command = [
         *(sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--tasks", TASK, "--num_fewshot", str(fewshot)),
         *("--model_args", f"pretrained={policy}{',add_bos_token=False' if chat else ''}", "--device", "cpu"),
@@ -53,15 +53,15 @@ def test_run_tasks_on_a_cached_data_set_equals_lm_evals_command(
     ended = subprocess.run(command, env={**os.environ, **offline}, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     (file,) = (tmp_path / "out").rglob("results_*.json")
-    theirs = json.loads(file.read_text())["results"][TASK]
+    expected = json.loads(file.read_text())["results"][TASK]
 
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache)
     settings = lm_eval(TASK, limit=24, fewshot=fewshot, apply_chat_template=chat)
     settings.check()
-    ours = run_tasks(settings, policy, [], Renderer(tokenizer()), "cpu", seed=0)[TASK]
+    metrics = run_tasks(settings, policy, [], Renderer(tokenizer()), "cpu", seed=0)[TASK]
     for metric in ("acc", "acc_norm"):
-        assert ours[metric] == pytest.approx(theirs[f"{metric},none"], abs=1e-12)
-    assert 0 < ours["acc"] < 1
-    assert (ours["documents"], ours["fewshot"], ours["chat_template"]) == (24, fewshot, int(chat))
+        assert metrics[metric] == pytest.approx(expected[f"{metric},none"], abs=1e-12)
+    assert 0 < metrics["acc"] < 1
+    assert (metrics["documents"], metrics["fewshot"], metrics["chat_template"]) == (24, fewshot, int(chat))

@@ -46,13 +46,13 @@ def test_run_tasks_on_own_documents_equals_lm_evals_command(tmp_path: Path) -> N
     ended = subprocess.run(command, env={**os.environ, **offline}, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     (file,) = (tmp_path / "out").rglob("results_*.json")
-    theirs = json.loads(file.read_text())["results"]
-    ours = run_tasks(lm_eval(*documents), policy, EXAMPLES, renderer, "cpu", seed=0)
+    expected = json.loads(file.read_text())["results"]
+    results = run_tasks(lm_eval(*documents), policy, EXAMPLES, renderer, "cpu", seed=0)
     for task, metrics in (("target_choice", ("acc", "acc_norm")), ("target_generation", ("exact_match",))):
         for metric in metrics:
-            assert ours[task][metric] == pytest.approx(theirs[task][f"{metric},none"], abs=1e-12), (task, metric)
-    assert 0 < ours["target_choice"]["acc"] < 1
-    assert 0 < ours["target_generation"]["exact_match"] < 1
+            assert results[task][metric] == pytest.approx(expected[task][f"{metric},none"], abs=1e-12), (task, metric)
+    assert 0 < results["target_choice"]["acc"] < 1
+    assert 0 < results["target_generation"]["exact_match"] < 1
     (samples,) = (tmp_path / "out").rglob("samples_target_generation_*.jsonl")
     queries = [json.loads(line)["arguments"]["gen_args_0"]["arg_0"] for line in samples.read_text().splitlines()]
     assert queries == [document["query"] for document in documents["target_generation"]]

@@ -29,10 +29,10 @@ def test_sft_continued_has_the_prompts_and_steps_of_self_contrast(finished: Fini
     after, before = stages(result), stages(finished.result)
     for part in ("sft", "generate", "embed", "filter", "reference"):
         assert (after[part]["key"], after[part]["cached"]) == (before[part]["key"], True)
-    tuned, aligned = after["align"]["summary"], before["align"]["summary"]
-    assert [tuned[name] for name in ("prompts", "steps")] == [aligned[name] for name in ("prompts", "steps")]
-    assert tuned["negatives_per_prompt"] == 0
-    assert tuned["tokens"] < aligned["tokens"]
+    continued, aligned = after["align"]["summary"], before["align"]["summary"]
+    assert [continued[name] for name in ("prompts", "steps")] == [aligned[name] for name in ("prompts", "steps")]
+    assert continued["negatives_per_prompt"] == 0
+    assert continued["tokens"] < aligned["tokens"]
     assert {row["system"] for row in result["comparison"]["rows"]} == {"SFT", "SFT continued"}
     assert (
         result["value"]
@@ -40,16 +40,16 @@ def test_sft_continued_has_the_prompts_and_steps_of_self_contrast(finished: Fini
     )
 
 
-def test_sweep_of_sft_alone_and_of_a_token_budget(finished: Finished, tmp_path: Path) -> None:
-    """K = 1 gets the tokens of K = 2. The method sft has no policy."""
+def test_sweep_of_methods_with_a_token_budget_finishes(finished: Finished, tmp_path: Path) -> None:
+    """The job with K = 1 gets as many tokens as the finished job with K = 2. The method sft has no align stage."""
     tokens = stages(finished.result)["align"]["summary"]["tokens"]
     store = {"SELFCONTRAST_STORE": str(finished.folder / "store")}
     settings = [setting for setting in TINY if not setting.startswith("negatives=")]
     sweep = ("method=sft,self_contrast", "negatives=1", f"trainer.tokens={tokens}", "hydra.sweep.dir=sweep")
     ended = run_train("-m", *settings, *sweep, cwd=tmp_path, env=store)
     assert ended.returncode == 0, ended.stderr
-    alone, paired = (read_result(tmp_path / "sweep" / job) for job in "01")
-    assert {name.partition(" ")[0] for name in stages(alone)} == {
+    sft_only, with_budget = (read_result(tmp_path / "sweep" / job) for job in "01")
+    assert {name.partition(" ")[0] for name in stages(sft_only)} == {
         "data",
         "contamination",
         "sft",
@@ -57,8 +57,8 @@ def test_sweep_of_sft_alone_and_of_a_token_budget(finished: Finished, tmp_path: 
         "divergence",
         "dialogues",
     }
-    assert alone["policy"] == str(Path(stages(alone)["sft"]["path"]) / "model")
-    summary, other = (stages(result)["align"]["summary"] for result in (paired, finished.result))
+    assert sft_only["policy"] == str(Path(stages(sft_only)["sft"]["path"]) / "model")
+    summary, other = (stages(result)["align"]["summary"] for result in (with_budget, finished.result))
     per_step = max(summary["tokens"] / summary["steps"], 1)
     assert tokens <= summary["tokens"] < tokens + 4 * per_step
     assert summary["steps"] > other["steps"]
@@ -74,8 +74,8 @@ def test_dpo_std_trains_on_the_datas_own_pairs(finished: Finished, tmp_path: Pat
     negatives = pd.read_parquet(Path(stages(result)["filter"]["path"]) / "negatives.parquet")
     assert len(negatives) == stages(result)["align"]["summary"]["prompts"] > 8
     assert {row.id: row.text for row in negatives.itertuples()} == {name: rejected[name] for name in negatives["id"]}
-    drawn = pd.read_parquet(Path(stages(finished.result)["generate"]["path"]) / "candidates.parquet")["id"]
-    assert set(negatives["id"]) <= set(drawn)
+    candidate_ids = pd.read_parquet(Path(stages(finished.result)["generate"]["path"]) / "candidates.parquet")["id"]
+    assert set(negatives["id"]) <= set(candidate_ids)
     assert {row["system"] for row in result["comparison"]["rows"]} == {"SFT", "DPO_std"}
 
 
@@ -91,7 +91,7 @@ def test_spin_draws_one_response_per_prompt_in_each_iteration(finished: Finished
 
 
 def test_dft_with_the_samplers_log_probs_scores_only_targets(finished: Finished, tmp_path: Path) -> None:
-    """Its importance weights are 1 at the start."""
+    """The importance weights of DFT are 1 at the start."""
     result = run(tmp_path, finished, "objective=dft", "reference=sampler", without=())
     after, before = stages(result), stages(finished.result)
     for part in ("sft", "generate", "embed", "filter"):
@@ -115,7 +115,7 @@ def test_swepo_without_a_reference_trains_on_scores(finished: Finished, tmp_path
 
 
 def test_plan_has_the_keys_of_the_run(finished: Finished) -> None:
-    """For a K that no other test runs in this store, it finds the shared stages."""
+    """For K = 4, which no other test runs in this store, the plan finds the shared stages."""
     folders = (f"store={finished.folder / 'store'}", "output=out", "tracking=none")
     planned = plan(composed(*TINY, *folders), DataReader())
     assert {step.label: step.artifact.key for step in planned.steps} == {

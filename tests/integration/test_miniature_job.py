@@ -1,4 +1,4 @@
-"""Run the miniature's commands on a tiny job: two K, two seeds and one baseline give one report with verdicts."""
+"""Run the miniature's commands on a tiny job: two values of K, two seeds and a baseline give a report with verdicts."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ def sweep(folder: Path, *overrides: str, without: tuple[str, ...] = ()) -> list[
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_sweeps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("miniature") / "multirun"
     assert len(sweep(folder / "a", "+experiment=miniature", "negatives=1,4")) == 4
     sampling = ("generator.samples", "generator.max_new_tokens", "filter.max_negatives")
@@ -30,22 +30,22 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_claims_of_all_sweeps_have_verdicts(swept: Path) -> None:
-    command = [sys.executable, "-m", "studies.claims", str(swept)]
+def test_claims_of_all_sweeps_have_verdicts(finished_sweeps: Path) -> None:
+    command = [sys.executable, "-m", "studies.claims", str(finished_sweeps)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert ended.returncode == 0, ended.stderr
-    text = (swept / "claims.md").read_text()
+    text = (finished_sweeps / "claims.md").read_text()
     for claim in ("beats SFT", "beats standard DPO", "grows with K", "not merely sharper"):
         row = next(line for line in text.splitlines() if claim in line)
         verdict = row.rstrip(" |").rpartition("| ")[2]
         assert verdict.partition(":")[0] in (SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE)
         assert "2 × 16" in row
-    assert "The claims" in (swept / "claims.html").read_text()
+    assert "The claims" in (finished_sweeps / "claims.html").read_text()
     assert "The claims" in ended.stdout
 
 
-def test_methods_of_a_seed_share_the_sft_model(swept: Path) -> None:
-    results = [json.loads(file.read_text()) for file in swept.rglob("result.json")]
+def test_methods_of_a_seed_share_the_sft_model(finished_sweeps: Path) -> None:
+    results = [json.loads(file.read_text()) for file in finished_sweeps.rglob("result.json")]
     keys = {
         seed: {s["key"] for r in results if r["seed"] == seed for s in r["stages"] if s["name"] == "sft"}
         for seed in (1, 2)

@@ -16,7 +16,7 @@ from selfcontrast.models.loading import load_model, load_tokenizer
 KEY = "sk-planted-0123456789"
 
 
-def served(model: Path) -> Any:
+def policy_reply(model: Path) -> Any:
     """Return a reply function that samples from the policy, in vLLM's format."""
     policy, tokenizer = load_model(model).eval(), load_tokenizer(model)
     lock = threading.Lock()
@@ -37,7 +37,7 @@ def served(model: Path) -> Any:
 
 
 def test_candidates_from_a_server_are_sampled_after_it_starts(finished: Finished, tmp_path: Path) -> None:
-    """The server is missing at first, and later refuses one prompt. Its key is written nowhere."""
+    """The server is missing at first, and later refuses one prompt. The server's key is written nowhere."""
     store = {"SELFCONTRAST_STORE": str(finished.folder / "store"), "SERVER_KEY": KEY}
     settings = ("generator=openai", "generator.backend.api_key_env=SERVER_KEY", "generator.max_failed_fraction=0.1")
     early = run_train(*TINY, *settings, "generator.backend.base_urls=[http://127.0.0.1:9/v1]", cwd=tmp_path, env=store)
@@ -49,7 +49,7 @@ def test_candidates_from_a_server_are_sampled_after_it_starts(finished: Finished
     def refuse_the_first(number: int, body: Body) -> Fault | None:
         return None if number else Fault(400, b'{"error": {"message": "not this one"}}')
 
-    with OpenAIServer(served(model), refuse_the_first, root=str(model), key=KEY).open() as server:
+    with OpenAIServer(policy_reply(model), refuse_the_first, root=str(model), key=KEY).open() as server:
         ended = run_train(*TINY, *settings, f"generator.backend.base_urls=[{server.url}]", cwd=tmp_path, env=store)
     assert ended.returncode == 0, ended.stderr
     summary = stages(read_result(tmp_path / "out"))["generate"]["summary"]
@@ -60,7 +60,7 @@ def test_candidates_from_a_server_are_sampled_after_it_starts(finished: Finished
     assert KEY not in ended.stdout + ended.stderr + early.stderr
 
 
-def test_candidates_of_another_model_with_a_system_message(finished: Finished, tmp_path: Path) -> None:
+def test_job_with_another_model_and_a_system_message_finishes(finished: Finished, tmp_path: Path) -> None:
     """The other model is the SFT model itself, which saves training a second one."""
     store = {"SELFCONTRAST_STORE": str(finished.folder / "store")}
     other = Path(stages(finished.result)["sft"]["path"])  # the artifact, which holds the model
@@ -77,7 +77,7 @@ def test_candidates_of_another_model_with_a_system_message(finished: Finished, t
     assert "<h3>Signals</h3>" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_candidates_from_the_datas_own_file(tmp_path: Path) -> None:
+def test_job_with_imported_candidates_finishes_and_exports_pairs(tmp_path: Path) -> None:
     rows = [
         {
             "prompt": f"What is {a} plus {b}?",

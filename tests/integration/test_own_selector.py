@@ -42,10 +42,10 @@ def test_edited_selector_gives_a_warning_and_is_recomputed_on_request(tmp_path: 
     file.write_text(SELECTOR.format(order=":-1"))
     cached = stage_lines()
     assert cached["filter"].startswith("cached")
-    assert all(words in cached["stderr"] for words in ("code (own_selector.py)", "recompute=[filter]"))
+    assert all(text in cached["stderr"] for text in ("code (own_selector.py)", "recompute=[filter]"))
     again = stage_lines("recompute=[filter]")
     assert [again[name].split()[0] for name in ("sft", "generate", "embed")] == ["cached"] * 3
     assert [again[name].split()[0] for name in ("filter", "reference", "align")] == ["done"] * 3
-    settled = stage_lines()
-    assert all(settled[name].startswith("cached") for name in ("filter", "reference", "align"))
-    assert "(own_selector.py" not in settled["stderr"]
+    cached_again = stage_lines()
+    assert all(cached_again[name].startswith("cached") for name in ("filter", "reference", "align"))
+    assert "(own_selector.py" not in cached_again["stderr"]

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 REMOVED = ("generate", "embed", "filter")
 
 
-def test_job_on_ray_has_the_artifacts_and_numbers_of_a_local_one(finished: Finished, tmp_path: Path) -> None:
+def test_job_on_ray_has_the_artifacts_and_numbers_of_a_local_job(finished: Finished, tmp_path: Path) -> None:
     """Stages after the filter are cached by key. That is correct, because their inputs are equal byte for byte."""
     shutil.copytree(finished.folder / "store", tmp_path / "store", ignore=shutil.ignore_patterns(*REMOVED))
     ended = run_train(*TINY, "engine=ray", "engine.actors=1", cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""Run every command of the README with small settings appended.
+"""Run every command of the README and of two configs' comments, with small settings appended.
 
 Commands of `docs/`, many of which need a GPU, a cluster or a server, are only composed and built.
 """
@@ -54,18 +54,18 @@ def test_readme_commands_are_found() -> None:
 
 @pytest.mark.parametrize("command", [pytest.param(c, marks=pytest.mark.slow if "," in c else ()) for c in COMMANDS])
 def test_readme_command_runs(command: str, workplace: Path) -> None:
-    words = [word.replace("path=FILE", "path=FILE.jsonl") for word in shlex.split(command)]
-    words = [word.replace("hardware=gpu", "hardware=cpu") for word in words]  # no test needs a GPU
-    own_data, own_model = any("data=jsonl" in w for w in words), any("model=hf" in w for w in words)
+    args = [word.replace("path=FILE", "path=FILE.jsonl") for word in shlex.split(command)]
+    args = [word.replace("hardware=gpu", "hardware=cpu") for word in args]  # no test needs a GPU
+    own_data, own_model = any("data=jsonl" in w for w in args), any("model=hf" in w for w in args)
     small = [s for s in TINY if not (own_data and s.startswith("data.")) and not (own_model and s.startswith("model."))]
-    if any(word.startswith("-m") for word in words):
+    if any(word.startswith("-m") for word in args):
         small = [s if not s.startswith("filter.max") else "filter.max_negatives=16" for s in small]
         small = [s if not s.startswith("generator.samples") else "generator.samples=24" for s in small]
         small += [f"hydra.sweep.dir={workplace / 'sweep'}"]
-    small = [s for s in small if s.split("=")[0] not in {word.split("=")[0] for word in words}]
-    if "--help" in words:
+    small = [s for s in small if s.split("=")[0] not in {word.split("=")[0] for word in args}]
+    if "--help" in args:
         small = []
-    ended = run_train(*words, *small, "tracking=none", cwd=workplace)
+    ended = run_train(*args, *small, "tracking=none", cwd=workplace)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.strip()
 
@@ -91,10 +91,10 @@ def test_readme_other_commands_run(workplace: Path) -> None:
 
 @pytest.mark.parametrize("command", commands(*sorted((ROOT / "docs").glob("*.md"))))
 def test_docs_command_composes_and_builds(command: str) -> None:
-    words = [
+    args = [
         word.replace("=N", "=1000") if word.endswith("=N") else word for word in shlex.split(command) if "=" in word
     ]
-    for choice in product(*([f"{w.split('=')[0]}={v}" for v in values(w)] for w in words)):
+    for choice in product(*([f"{w.split('=')[0]}={v}" for v in values(w)] for w in args)):
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             config = compose("config", list(choice))
         for group in GROUPS:
@@ -102,6 +102,6 @@ def test_docs_command_composes_and_builds(command: str) -> None:
 
 
 def values(word: str) -> list[str]:
-    """Return the values that a sweep gives a key."""
+    """Return the values in an override KEY=VALUE. A sweep has several values."""
     value = word.split("=", 1)[1]
     return [value] if value[0] in "[{'\"" else value.split(",")

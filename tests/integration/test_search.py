@@ -1,4 +1,4 @@
-"""Run Optuna's sweeper: it optimises the value that train.py returns, and a failed trial stops no other."""
+"""Run Optuna's sweeper: it optimises the value that train.py returns, and a failed trial stops no other trial."""
 
 from collections.abc import Callable
 from pathlib import Path

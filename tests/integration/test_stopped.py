@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs import ROOT
 
-# The real command with a pipeline that does nothing. The job with K = 2 is stopped as W&B's client would stop it.
+# This script runs the real command with an empty pipeline. It stops the job with K = 2 as W&B's client would.
 SCRIPT = f"""
 import runpy, time
 import selfcontrast.pipeline

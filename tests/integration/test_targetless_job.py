@@ -1,4 +1,4 @@
-"""A whole job in which most prompts have no target, as in ScPO."""
+"""Run a whole job in which most prompts have no target, as in ScPO."""
 
 import json
 from pathlib import Path

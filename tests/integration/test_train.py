@@ -19,11 +19,11 @@ from wandb_files import OfflineRun
 PREPARED = ["data", "contamination", "sft", "generate", "embed", "filter", "reference"]
 USER_SHARED = [*PREPARED, "evaluate SFT", "divergence SFT"]  # shared by every K, on a user's own data
 USER_STAGES = [*USER_SHARED, "align", "evaluate Self-Contrast", "divergence Self-Contrast"]
-SHARED = [*USER_SHARED, "dialogues answers SFT", "dialogues SFT"]  # the built-in data has a verifier as a judge
+SHARED = [*USER_SHARED, "dialogues answers SFT", "dialogues SFT"]  # the built-in data has a verifier that judges
 DIALOGUES = [f"dialogues {part}{name}" for part in ("answers ", "") for name in ("SFT", "Self-Contrast")]
 STAGES = [*USER_STAGES, *DIALOGUES, "pairwise Self-Contrast"]
 
-# This package cannot be imported: -I leaves out the working directory, and the finder refuses the installed package.
+# The script cannot import this package: -I skips the working directory, and `Refuse` blocks the installed package.
 LOAD = """
 import sys
 
@@ -111,7 +111,7 @@ def test_policy_differs_from_the_sft_model(finished: Finished) -> None:
     assert sft.read_bytes() != (Path(finished.result["policy"]) / "model.safetensors").read_bytes()
 
 
-def test_wandb_key_is_in_no_file(finished: Finished) -> None:
+def test_wandb_api_key_is_in_no_file(finished: Finished) -> None:
     files = files_in(finished.folder)
     assert len(files) > 40
     assert [file for file in files if SECRET.encode() in file.read_bytes()] == []
@@ -121,7 +121,7 @@ def test_wandb_key_is_in_no_file(finished: Finished) -> None:
 
 
 @pytest.mark.slow  # two jobs
-def test_iterations_with_disjoint_prompts_and_with_all_negatives(finished: Finished, tmp_path: Path) -> None:
+def test_iterations_draw_disjoint_prompts_or_gather_all_negatives(finished: Finished, tmp_path: Path) -> None:
     shutil.copytree(finished.folder / "store", tmp_path / "store")
     store = {"SELFCONTRAST_STORE": str(tmp_path / "store")}
     by_run = {}
@@ -331,7 +331,7 @@ def finish(folder: Path, *overrides: str) -> dict[str, Any]:
     return result
 
 
-def test_job_on_alpaca_rows_in_json_with_lm_eval(tmp_path: Path) -> None:
+def test_job_on_alpaca_json_finishes_with_lm_eval_accuracies(tmp_path: Path) -> None:
     rows = [{"instruction": q, "input": "", "output": a} for q, a in zip(QUESTIONS, ANSWERS, strict=True)]
     (tmp_path / "alpaca.json").write_text(json.dumps(rows))
     tasks = ("evaluation.lm_eval.tasks=[target_choice]", "evaluation.lm_eval.limit=8")
@@ -378,7 +378,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_job_on_messages_in_jsonl_with_a_hugging_face_folder(tmp_path: Path, model_folder: Path) -> None:
+def test_job_on_messages_in_jsonl_keeps_dtype_and_template_of_the_model(tmp_path: Path, model_folder: Path) -> None:
     rows = [
         {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
         for q, a in zip(QUESTIONS, ANSWERS, strict=True)
@@ -390,7 +390,7 @@ def test_job_on_messages_in_jsonl_with_a_hugging_face_folder(tmp_path: Path, mod
     assert (policy / "chat_template.jinja").read_text() == (model_folder / "chat_template.jinja").read_text()
 
 
-def test_job_on_prompt_and_completion_in_parquet_in_bfloat16(tmp_path: Path, model_folder: Path) -> None:
+def test_job_on_parquet_in_bfloat16_saves_a_bfloat16_policy(tmp_path: Path, model_folder: Path) -> None:
     frame = pd.DataFrame({"prompt": QUESTIONS, "completion": ANSWERS})
     frame.to_parquet(tmp_path / "data.parquet")
     bfloat16 = ("model.dtype=bfloat16", "sft.lr=1e-3")

@@ -1,4 +1,4 @@
-"""Run a job on a user's own data with a verifier: it decides the scores, and the oracle filter uses it."""
+"""Run a job on a user's own data with a verifier: the verifier decides the scores, and the oracle filter uses it."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_job_on_own_rows_is_scored_by_their_answers(tmp_path: Path) -> None:
     assert result["comparison"]["measure"] == "score"
     by_name = stages(result)
     assert by_name["filter"]["summary"]["false_negatives_before"] > 0  # some candidates are right
-    assert by_name["filter"]["summary"]["false_negatives_after"] == 0  # the oracle keeps none of those
+    assert by_name["filter"]["summary"]["false_negatives_after"] == 0  # the oracle filter drops them
     answers = pd.read_parquet(Path(by_name["evaluate SFT"]["path"]) / "answers.parquet")
     gold = {row["id"]: row["gold"] for row in rows}
     right = [final_number(text) == gold[name] for name, text in zip(answers["id"], answers["text"], strict=True)]

@@ -10,7 +10,7 @@ from jobs import TINY, kill_when
 from processes import vllm_workers, wait_until_gone
 from selfcontrast.store import MANIFEST
 
-PUBLISHED = f"generate/*[0-9a-f]/{MANIFEST}"  # not in a KEY.partial
+PUBLISHED = f"generate/*[0-9a-f]/{MANIFEST}"  # the pattern leaves out folders KEY.partial
 
 
 def candidates(folder: Path) -> bytes:
@@ -29,19 +29,19 @@ def test_job_killed_while_vllm_samples_resumes_to_the_same_bytes(vllm_python: st
         "generator.backend.enforce_eager=true",
         "engine.prompts_per_shard=1",
     )
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    whole.mkdir()
-    kill_when(whole, job, PUBLISHED)
-    shutil.copytree(whole / "store" / "sft", broken / "store" / "sft")
+    uninterrupted, resumed = tmp_path / "uninterrupted", tmp_path / "resumed"
+    uninterrupted.mkdir()
+    kill_when(uninterrupted, job, PUBLISHED)
+    shutil.copytree(uninterrupted / "store" / "sft", resumed / "store" / "sft")
 
     workers: list[int] = []
-    kill_when(broken, job, "generate/*.partial/resume/**/*.parquet", lambda pid: workers.extend(vllm_workers(pid)))
+    kill_when(resumed, job, "generate/*.partial/resume/**/*.parquet", lambda pid: workers.extend(vllm_workers(pid)))
     (worker,) = workers
     wait_until_gone(worker)
-    assert not list((broken / "store").glob(PUBLISHED))
-    assert 1 <= len(list((broken / "store").glob("generate/*.partial/resume/**/*.parquet"))) < 16
+    assert not list((resumed / "store").glob(PUBLISHED))
+    assert 1 <= len(list((resumed / "store").glob("generate/*.partial/resume/**/*.parquet"))) < 16
 
-    kill_when(broken, job, PUBLISHED)
-    assert candidates(broken) == candidates(whole)
-    (manifest,) = (broken / "store").glob(PUBLISHED)
+    kill_when(resumed, job, PUBLISHED)
+    assert candidates(resumed) == candidates(uninterrupted)
+    (manifest,) = (resumed / "store").glob(PUBLISHED)
     assert json.loads(manifest.read_text())["resumed"]

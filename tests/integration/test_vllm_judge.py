@@ -1,4 +1,4 @@
-"""Use vLLM's own server as a judge: verdicts are parsed and weighted, and replies without one never give a mean."""
+"""Use vLLM's own server as a judge: verdicts are read as by the local judge, and a reply without one has no value."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ READING = reply_settings(attempts=2, max_tokens=24, max_characters=20_000)
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a judge that has learned to reply to one prompt with B (two of three times) or A."""
+    """Return the folder of a judge that has learned to reply to one prompt with B (two of three times) or A."""
     folder = tmp_path_factory.mktemp("judge") / "model"
     replies = [REPLY, REPLY, REPLY.replace("B", "A")]
     model = taught([example("e", judge_prompt(CASE, READING.max_characters), reply) for reply in replies], width=64)

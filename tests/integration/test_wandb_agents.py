@@ -34,14 +34,14 @@ def test_two_agents_compute_shared_stages_once(tmp_path: Path) -> None:
     assert (first.config["negatives"], second.config["negatives"]) == (1, 2)
     assert first.summary["value"] == read_result(tmp_path / "outputs" / "run0")["value"]
     computed = [stage_of(name) for run in (first, second) for name in run.logged]
-    for stage in SHARED - {"data"}:  # both use it
+    for stage in SHARED - {"data"}:  # both runs use the data
         assert computed.count(stage) == 1, stage
         assert len(list((tmp_path / "store" / stage).glob(f"*/{MANIFEST}"))) == 1
     assert holds_secret(tmp_path) == []
 
 
-def test_agent_after_a_killed_one_reuses_its_stages(tmp_path: Path) -> None:
-    """The server hands out the crashed run's point again, as for a preempted one."""
+def test_agent_after_a_killed_agent_reuses_its_stages(tmp_path: Path) -> None:
+    """The server hands out the crashed run's point again, as W&B does for a preempted run."""
     sweep_file(tmp_path, "negatives.yaml", TWO, "trainer.epochs=80")
     with serving() as server:
         env = environment(tmp_path, server)
@@ -78,7 +78,7 @@ def hyperband(server: WandbServer, metric: str, first: int, eta: int, run: Run) 
 
 
 def test_run_stopped_by_hyperband_exits_0_and_the_agent_continues(tmp_path: Path) -> None:
-    """The second learning rate is too low to learn, and its job too long to end before it is stopped."""
+    """The second learning rate is too low to learn, and its job is too long to end before it is stopped."""
     points = {"trainer.lr": {"values": [2.0e-3, 1.0e-9, 2.0e-3]}, "trainer.epochs": {"values": [120]}}
     sweep = sweep_file(tmp_path, "beta_lr.yaml", points)
     early = sweep["early_terminate"]

@@ -1,4 +1,4 @@
-"""Run the default sweep: `wandb sweep` and `wandb agent` start `train.py`, with a stand-in for the server."""
+"""Run the default sweep: `wandb sweep` and `wandb agent` start `train.py`, with a stand-in for W&B's server."""
 
 import json
 import subprocess
@@ -20,8 +20,8 @@ LARGE = ("filter.max_negatives=16", "generator.samples=24")  # needed for K = 16
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, WandbServer]:
-    """Run sweeps/negatives.yaml unchanged with one agent; all files are in the folder."""
+def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, WandbServer]:
+    """Run all points of sweeps/negatives.yaml with one agent. Return the folder of all files, and the server."""
     folder = tmp_path_factory.mktemp("swept")
     sweep_file(folder, "negatives.yaml", None, *LARGE)
     with serving() as server:
@@ -32,8 +32,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, WandbServer]:
         return folder, server
 
 
-def test_sweep_runs_finish_with_configs_that_differ_only_in_k(swept: tuple[Path, WandbServer]) -> None:
-    _, server = swept
+def test_sweep_runs_finish_with_configs_that_differ_only_in_k(finished_sweep: tuple[Path, WandbServer]) -> None:
+    _, server = finished_sweep
     runs = list(server.runs.values())
     assert [run.exit_code for run in runs] == [0, 0, 0, 0]
     assert tuple(run.config["negatives"] for run in runs) == KS
@@ -42,8 +42,8 @@ def test_sweep_runs_finish_with_configs_that_differ_only_in_k(swept: tuple[Path,
     assert {"sft", "objective", "provenance", "seed", "max_length"} <= first.keys()
 
 
-def test_sweep_run_has_fields_files_series_and_tables(swept: tuple[Path, WandbServer]) -> None:
-    _, server = swept
+def test_sweep_run_has_fields_files_series_and_tables(finished_sweep: tuple[Path, WandbServer]) -> None:
+    _, server = finished_sweep
     head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     for k, run in zip(KS, server.runs.values(), strict=True):
         assert run.fields["sweep"] == server.sweep["name"] == run.fields["groupName"]
@@ -58,8 +58,8 @@ def test_sweep_run_has_fields_files_series_and_tables(swept: tuple[Path, WandbSe
             assert run.series(f"tables/{table}"), table
 
 
-def test_cached_stages_are_used_and_not_logged_by_later_runs(swept: tuple[Path, WandbServer]) -> None:
-    folder, server = swept
+def test_cached_stages_are_used_and_not_logged_by_later_runs(finished_sweep: tuple[Path, WandbServer]) -> None:
+    folder, server = finished_sweep
     first, *others = server.runs.values()
     assert [stage_of(name) for name in first.used] == ["data"]  # every run begins with the data
     assert (SHARED - {"data"}) | {"align", "evaluate"} <= {stage_of(name) for name in first.logged}
@@ -71,8 +71,8 @@ def test_cached_stages_are_used_and_not_logged_by_later_runs(swept: tuple[Path, 
     assert all(artifact.committed for artifact in server.artifacts.values())
 
 
-def test_lineage_begins_with_the_data(swept: tuple[Path, WandbServer]) -> None:
-    _, server = swept
+def test_lineage_begins_with_the_data(finished_sweep: tuple[Path, WandbServer]) -> None:
+    _, server = finished_sweep
     made_from = {
         artifact.fields["name"]: json.loads(artifact.fields["metadata"])["made_from"]
         for artifact in server.artifacts.values()
@@ -87,8 +87,10 @@ def test_lineage_begins_with_the_data(swept: tuple[Path, WandbServer]) -> None:
     assert {stage_of(name) for name in ancestors} == {"align", *SHARED} - {"contamination"}
 
 
-def test_multirun_over_the_same_points_gives_the_same_results(swept: tuple[Path, WandbServer], tmp_path: Path) -> None:
-    folder, _ = swept
+def test_multirun_over_the_same_points_gives_the_same_results(
+    finished_sweep: tuple[Path, WandbServer], tmp_path: Path
+) -> None:
+    folder, _ = finished_sweep
     small = [o for o in TINY if not o.startswith(("negatives=", "filter.max_negatives=", "generator.samples="))]
     points, sweep = "negatives=1,4,8,16", f"hydra.sweep.dir={tmp_path / 'sweep'}"
     ended = run_train("-m", points, *small, *LARGE, "tracking=none", sweep, cwd=tmp_path)
@@ -98,8 +100,8 @@ def test_multirun_over_the_same_points_gives_the_same_results(swept: tuple[Path,
         assert came_to(read_result(tmp_path / "sweep" / str(number))) == came_to(by_agent)
 
 
-def test_wandb_key_is_in_no_file_and_no_request_body(swept: tuple[Path, WandbServer]) -> None:
-    folder, server = swept
+def test_wandb_api_key_is_in_no_file_and_no_request_body(finished_sweep: tuple[Path, WandbServer]) -> None:
+    folder, server = finished_sweep
     assert {request.key for request in server.requests if request.path == "/graphql"} == {SECRET}
     assert [r.path for r in server.requests if SECRET in r.path or SECRET.encode() in r.body] == []
     assert holds_secret(folder) == []

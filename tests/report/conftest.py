@@ -1,4 +1,4 @@
-"""A small result, written by hand."""
+"""Fixtures of the reports' tests: a small result with hand-written numbers, and a sweep of such results."""
 
 import json
 from collections.abc import Callable
@@ -180,7 +180,7 @@ def proxy() -> Result:
 
 @pytest.fixture
 def unbounded() -> Result:
-    """Return a result with one prompt, so its intervals are unknown."""
+    """Return a result whose intervals are unknown, as with a single prompt."""
     scored = json.loads(json.dumps(asdict(build())))
     for row in scored["comparison"]["rows"]:
         for name in ("mean", "difference", "win_rate"):
@@ -191,7 +191,7 @@ def unbounded() -> Result:
 
 @pytest.fixture
 def write() -> Callable[[Path, Result], None]:
-    """Write a result as a job does."""
+    """Return a function that writes a result as a job does."""
 
     def write_result(folder: Path, result: Result) -> None:
         folder.mkdir(parents=True)
@@ -202,7 +202,7 @@ def write() -> Callable[[Path, Result], None]:
 
 @pytest.fixture
 def sweep_folder(write: Callable[[Path, Result], None], tmp_path: Path) -> Path:
-    """Write jobs 0, 1, 2 and 10, of which 1 failed; in another order than their K."""
+    """Write jobs 0, 1, 2 and 10, and return their folder. Job 1 failed. The jobs are not in the order of K."""
     write(tmp_path / "0", build(policy=0.7, k=4))
     write(tmp_path / "2", build(policy=0.65, half=0.1, p=0.4, k=1))
     write(tmp_path / "10", build(policy=0.5, k=16))

@@ -1,4 +1,4 @@
-"""Score against KL on a run's page and in a sweep's report, and methods at equal KL."""
+"""Test the score against KL on a run's page and in a sweep's report, and methods at equal KL."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -50,7 +50,7 @@ def curve(kls: Sequence[float], scores: Sequence[float], ids: Sequence[str] = ID
 
 
 @pytest.fixture
-def measured(make: Make) -> Callable[..., Result]:
+def make_with_kl(make: Make) -> Callable[..., Result]:
     def build(kls: Sequence[float], scores: Sequence[float], ids: Sequence[str] = IDS, **more: Any) -> Result:
         return replace(make(**more, config=EVALUATION), against_kl=curve(kls, scores, ids))
 
@@ -58,15 +58,15 @@ def measured(make: Make) -> Callable[..., Result]:
 
 
 def varied(result: Result, value: str) -> Result:
-    """Return a job with a separate variant."""
+    """Return the result with another setting, which makes it a separate variant."""
     return replace(result, config={**result.config, "sft": {"x": value}})
 
 
 def test_report_of_a_run_shows_kl_and_entropy(
-    measured: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    make_with_kl: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")  # names wrap in a narrower terminal
-    result = measured([0, 1.5, 4.25], [0.6, 0.75, 0.7])
+    result = make_with_kl([0, 1.5, 4.25], [0.6, 0.75, 0.7])
     write_report(result, tmp_path)
     page = (tmp_path / "report.html").read_text().replace(NO_BREAK_SPACE, " ")
     print_result(result, tmp_path)
@@ -84,11 +84,11 @@ def test_report_of_a_run_shows_kl_and_entropy(
     assert rows(result.against_kl)[0][:4] == ["SFT", "0", "0.600 [0.550, 0.650]", "0.000"]
 
 
-def test_long_responses_leave_room_for_names_on_a_terminal(
-    measured: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_print_result_with_large_entropy_keeps_names_whole(
+    make_with_kl: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    result = measured([0, 0.745], [0.05, 0.02])
+    result = make_with_kl([0, 0.745], [0.05, 0.02])
     assert result.against_kl is not None
     for point in result.against_kl["points"]:
         point["entropy"] = interval(270.183, 41.0)
@@ -103,21 +103,23 @@ def test_report_without_kl_has_no_kl_figure(make: Make, tmp_path: Path) -> None:
     assert figure(make()) is None
 
 
-def test_figure_of_the_sft_model_alone_is_none(measured: Make) -> None:
-    alone = replace(measured([0, 1], [0.6, 0.7]), against_kl=None)
-    alone = replace(alone, against_kl={**curve([0, 1], [0.6, 0.7]), "points": curve([0, 1], [0.6, 0.7])["points"][:1]})
-    assert alone.against_kl is not None
-    assert figure(alone) is None
-    assert sentence(alone.against_kl) == ""
-    assert len(rows(alone.against_kl)) == 1
+def test_figure_of_the_sft_model_alone_is_none(make_with_kl: Make) -> None:
+    sft_only = replace(make_with_kl([0, 1], [0.6, 0.7]), against_kl=None)
+    sft_only = replace(
+        sft_only, against_kl={**curve([0, 1], [0.6, 0.7]), "points": curve([0, 1], [0.6, 0.7])["points"][:1]}
+    )
+    assert sft_only.against_kl is not None
+    assert figure(sft_only) is None
+    assert sentence(sft_only.against_kl) == ""
+    assert len(rows(sft_only.against_kl)) == 1
 
 
 def test_equal_kl_compares_methods_at_the_smallest_final_kl(
-    measured: Make, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_with_kl: Make, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Compare by hand at KL 2: the first ends there with 0.7; the second is halfway from (1, 0.6) to (3, 0.9)."""
-    write(tmp_path / "0", measured([0, 1, 2], [0.5, 0.6, 0.7], k=1))
-    write(tmp_path / "1", measured([0, 1, 3], [0.5, 0.6, 0.9], k=2))
+    """At KL 2, the first method ends with 0.7. The second is halfway between (1, 0.6) and (3, 0.9), at 0.75."""
+    write(tmp_path / "0", make_with_kl([0, 1, 2], [0.5, 0.6, 0.7], k=1))
+    write(tmp_path / "1", make_with_kl([0, 1, 3], [0.5, 0.6, 0.9], k=2))
     sweep = read_sweep([tmp_path])
     table = equal_kl(sweep)
     assert table is not None
@@ -125,7 +127,7 @@ def test_equal_kl_compares_methods_at_the_smallest_final_kl(
     assert [row[:2] for row in table.rows] == [["K=1", "2.00"], ["K=2", "3.00"]]
     assert table.rows[0][2].startswith("0.700 [0.6")
     assert table.rows[1][2].startswith("0.750 [0.6")
-    assert re.fullmatch(r"\+0\.050 \[\+0\.0\d\d, \+0\.0\d\d\]", table.rows[1][3])  # paired: prompts' levels cancel
+    assert re.fullmatch(r"\+0\.050 \[\+0\.0\d\d, \+0\.0\d\d\]", table.rows[1][3])  # prompts' levels cancel in pairs
     assert table.notes == [OVER_PROMPTS, "Differences are from K=1."]
     write_sweep(sweep)
     print_sweep(sweep)
@@ -142,32 +144,32 @@ def test_equal_kl_compares_methods_at_the_smallest_final_kl(
     assert '<th class="n">entropy</th>' in page
 
 
-def test_equal_kl_of_several_seeds_has_intervals_over_seeds(measured: Make, write: Write, tmp_path: Path) -> None:
-    """The smallest final KL is 1. There K=1 has 0.6 and 0.7, and K=2 has 0.65 and 0.75, interpolated linearly."""
+def test_equal_kl_of_several_seeds_has_intervals_over_seeds(make_with_kl: Make, write: Write, tmp_path: Path) -> None:
+    """The smallest final KL is 1. At KL 1, K=1 has 0.6 and 0.7, and K=2 has 0.65 and 0.75 by interpolation."""
     for seed, shift in ((1, 0.0), (2, 0.1)):
-        write(tmp_path / f"a{seed}", measured([0, 1], [0.5, 0.6 + shift], k=1, seed=seed))
-        write(tmp_path / f"b{seed}", measured([0, 2], [0.5, 0.8 + 2 * shift], k=2, seed=seed))
+        write(tmp_path / f"a{seed}", make_with_kl([0, 1], [0.5, 0.6 + shift], k=1, seed=seed))
+        write(tmp_path / f"b{seed}", make_with_kl([0, 2], [0.5, 0.8 + 2 * shift], k=2, seed=seed))
     table = equal_kl(read_sweep([tmp_path]))
     assert table is not None
     assert table.rows[0][2].startswith("0.650 [")
-    assert table.rows[1][3] == "+0.050 [–]"  # equal for both seeds
+    assert table.rows[1][3] == "+0.050 [–]"  # the difference is equal for both seeds
     assert table.notes == [OVER_SEEDS, "Differences are from K=1.", STRAIGHT]
 
 
-def test_equal_kl_on_other_prompts_has_no_intervals(measured: Make, write: Write, tmp_path: Path) -> None:
-    write(tmp_path / "0", measured([0, 2], [0.5, 0.7], k=1))
-    write(tmp_path / "1", measured([0, 4], [0.5, 0.9], ["w", "x", "y", "z"], k=2))
+def test_equal_kl_on_different_prompts_has_no_intervals(make_with_kl: Make, write: Write, tmp_path: Path) -> None:
+    write(tmp_path / "0", make_with_kl([0, 2], [0.5, 0.7], k=1))
+    write(tmp_path / "1", make_with_kl([0, 4], [0.5, 0.9], ["w", "x", "y", "z"], k=2))
     table = equal_kl(read_sweep([tmp_path]))
     assert table is not None
     assert [row[2:] for row in table.rows] == [["0.700", "–"], ["0.700", "–"]]
     assert table.notes == [OTHER_PROMPTS, STRAIGHT]
 
 
-def test_equal_kl_of_other_sft_models_has_no_difference(measured: Make, write: Write, tmp_path: Path) -> None:
+def test_equal_kl_from_different_sft_models_has_no_difference(make_with_kl: Make, write: Write, tmp_path: Path) -> None:
     """KL is measured from the fine-tuned model, so KLs from different models cannot be compared."""
     for name, sft in (("a", 0.6), ("b", 0.5)):
-        write(tmp_path / name, varied(measured([0, 2], [sft, 0.7], sft=sft, k=1), name))
-    write(tmp_path / "c", varied(measured([0, 2], [0.6, 0.8], k=1), "c"))
+        write(tmp_path / name, varied(make_with_kl([0, 2], [sft, 0.7], sft=sft, k=1), name))
+    write(tmp_path / "c", varied(make_with_kl([0, 2], [0.6, 0.8], k=1), "c"))
     table = equal_kl(read_sweep([tmp_path]))
     assert table is not None
     assert [row[3][:6] for row in table.rows] == ["–", "–", "+0.100"]
@@ -180,10 +182,12 @@ def test_equal_kl_of_other_sft_models_has_no_difference(measured: Make, write: W
     ]
 
 
-def test_equal_kl_of_seeds_with_own_sft_models_has_a_difference(measured: Make, write: Write, tmp_path: Path) -> None:
+def test_equal_kl_with_one_sft_model_per_seed_has_a_difference(
+    make_with_kl: Make, write: Write, tmp_path: Path
+) -> None:
     for seed, sft in ((1, 0.5), (2, 0.6)):
         for k in (1, 2):
-            result = measured([0, 2], [sft, sft + 0.1 * k], sft=sft, k=k, seed=seed)
+            result = make_with_kl([0, 2], [sft, sft + 0.1 * k], sft=sft, k=k, seed=seed)
             write(tmp_path / f"{k}-{seed}", result)
     table = equal_kl(read_sweep([tmp_path]))
     assert table is not None
@@ -191,12 +195,12 @@ def test_equal_kl_of_seeds_with_own_sft_models_has_a_difference(measured: Make, 
 
 
 @pytest.mark.parametrize("seeds", [[1], [1, 2]])
-def test_equal_kl_at_other_decodings_has_no_difference(
-    seeds: list[int], measured: Make, write: Write, tmp_path: Path
+def test_equal_kl_at_different_decodings_has_no_difference(
+    seeds: list[int], make_with_kl: Make, write: Write, tmp_path: Path
 ) -> None:
     for seed in seeds:
-        write(tmp_path / f"a{seed}", measured([0, 2], [0.5, 0.7], k=1, seed=seed))
-        other = measured([0, 2], [0.5, 0.8], k=2, seed=seed)
+        write(tmp_path / f"a{seed}", make_with_kl([0, 2], [0.5, 0.7], k=1, seed=seed))
+        other = make_with_kl([0, 2], [0.5, 0.8], k=2, seed=seed)
         assert other.against_kl is not None
         write(tmp_path / f"b{seed}", replace(other, against_kl={**other.against_kl, "decoding": "warm"}))
     table = equal_kl(read_sweep([tmp_path]))
@@ -205,22 +209,24 @@ def test_equal_kl_at_other_decodings_has_no_difference(
     assert "No difference from K=1 for methods that were measured at another decoding: K=2." in table.notes
 
 
-def test_equal_kl_on_other_prompts_has_no_difference_over_seeds(measured: Make, write: Write, tmp_path: Path) -> None:
+def test_equal_kl_over_seeds_on_different_prompts_has_no_difference(
+    make_with_kl: Make, write: Write, tmp_path: Path
+) -> None:
     for seed in (1, 2):
-        write(tmp_path / f"a{seed}", measured([0, 2], [0.5, 0.7], k=1, seed=seed))
-        write(tmp_path / f"b{seed}", measured([0, 2], [0.5, 0.8], ["w", "x", "y", "z"], k=2, seed=seed))
+        write(tmp_path / f"a{seed}", make_with_kl([0, 2], [0.5, 0.7], k=1, seed=seed))
+        write(tmp_path / f"b{seed}", make_with_kl([0, 2], [0.5, 0.8], ["w", "x", "y", "z"], k=2, seed=seed))
     table = equal_kl(read_sweep([tmp_path]))
     assert table is not None
     assert table.rows[1][3] == "–"
     assert "No difference from K=1 for methods that were measured on other prompts: K=2." in table.notes
 
 
-def test_equal_kl_with_missing_seeds_compares_shared_seeds(measured: Make, write: Write, tmp_path: Path) -> None:
+def test_equal_kl_with_missing_seeds_compares_shared_seeds(make_with_kl: Make, write: Write, tmp_path: Path) -> None:
     """Seed 2 is better by 0.1, and each K above 1 by 0.05. The difference is 0.05, whichever seed a K lacks."""
     for k, seeds in ((1, (1, 2)), (2, (1,)), (4, (2,)), (8, (3,))):
         for seed in seeds:
             score = 0.6 + 0.1 * (seed == 2) + 0.05 * (k > 1)
-            write(tmp_path / f"{k}-{seed}", measured([0, 1], [0.5, score], k=k, seed=seed))
+            write(tmp_path / f"{k}-{seed}", make_with_kl([0, 1], [0.5, score], k=k, seed=seed))
     table = equal_kl(read_sweep([tmp_path]))
     assert table is not None
     assert table.heads[3:] == ["seeds", "difference", "on seeds"]
@@ -229,11 +235,11 @@ def test_equal_kl_with_missing_seeds_compares_shared_seeds(measured: Make, write
     assert "No difference from K=1 for methods that have no seed in common with it: K=8." in table.notes
 
 
-def test_equal_kl_of_single_jobs_of_other_seeds_has_no_difference(
-    measured: Make, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_equal_kl_of_single_jobs_with_different_seeds_has_no_difference(
+    make_with_kl: Make, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for k in (1, 2):
-        write(tmp_path / str(k), measured([0, 1], [0.5, 0.6], k=k, seed=k))
+        write(tmp_path / str(k), make_with_kl([0, 1], [0.5, 0.6], k=k, seed=k))
     sweep = read_sweep([tmp_path])
     table = equal_kl(sweep)
     assert table is not None
@@ -245,10 +251,10 @@ def test_equal_kl_of_single_jobs_of_other_seeds_has_no_difference(
         assert note not in output
 
 
-def test_equal_kl_names_results_without_kl(make: Make, measured: Make, write: Write, tmp_path: Path) -> None:
+def test_equal_kl_names_results_without_kl(make: Make, make_with_kl: Make, write: Write, tmp_path: Path) -> None:
     """A result of older code has no KL."""
     for k in (1, 2):
-        write(tmp_path / str(k), measured([0, 1], [0.5, 0.6], k=k))
+        write(tmp_path / str(k), make_with_kl([0, 1], [0.5, 0.6], k=k))
     write(tmp_path / "old", make(k=4, config=EVALUATION))
     table = equal_kl(read_sweep([tmp_path]))
     assert table is not None
@@ -258,22 +264,22 @@ def test_equal_kl_names_results_without_kl(make: Make, measured: Make, write: Wr
 
 @pytest.mark.parametrize("kls", [[0, -0.01], [0, 0]])
 def test_equal_kl_of_a_policy_at_zero_kl_is_none(
-    kls: list[float], measured: Make, write: Write, tmp_path: Path
+    kls: list[float], make_with_kl: Make, write: Write, tmp_path: Path
 ) -> None:
-    write(tmp_path / "0", measured([0, 2], [0.5, 0.7], k=1))
-    write(tmp_path / "1", measured(kls, [0.5, 0.5], k=2))
+    write(tmp_path / "0", make_with_kl([0, 2], [0.5, 0.7], k=1))
+    write(tmp_path / "1", make_with_kl(kls, [0.5, 0.5], k=2))
     assert equal_kl(read_sweep([tmp_path])) is None
     write_sweep(read_sweep([tmp_path]))
 
 
-def test_figure_of_many_methods_names_the_best_ten(measured: Make, write: Write, tmp_path: Path) -> None:
-    """Twelve methods, the later the better: the legend has the ten best, and counts the others."""
+def test_figure_of_many_methods_names_the_best_ten(make_with_kl: Make, write: Write, tmp_path: Path) -> None:
+    """Each of twelve methods is better than the one before. The legend names the ten best and counts the others."""
     for i in range(12):
         write(
             tmp_path / str(i),
-            varied(measured([0, 2], [0.5, 0.6 + i / 100], policy=0.6 + i / 100, k=1), f"{i:02}"),
+            varied(make_with_kl([0, 2], [0.5, 0.6 + i / 100], policy=0.6 + i / 100, k=1), f"{i:02}"),
         )
     canvas = figure_of_sweep(read_sweep([tmp_path]))
     assert canvas is not None
     names = [entry.get_text() for entry in canvas.legends[0].get_texts()]
-    assert names == ["2 more", *(f"sft.x={arm:02} (K=1)" for arm in range(11, 1, -1))]
+    assert names == ["2 more", *(f"sft.x={i:02} (K=1)" for i in range(11, 1, -1))]

@@ -1,4 +1,4 @@
-"""Benchmarks on the page and on the terminal."""
+"""Test benchmarks on the page and on the terminal."""
 
 from collections.abc import Callable
 from dataclasses import replace

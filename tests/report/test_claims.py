@@ -1,4 +1,4 @@
-"""Claims from results whose scores by prompt are made by hand, so that every effect and verdict is known."""
+"""Test claims on results with hand-made scores by prompt, so that every effect and verdict is known."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -68,7 +68,7 @@ GAINS = {1: 0.02, 4: 0.03, 16: 0.04}
 
 
 @pytest.fixture
-def whole(make: Make) -> list[Result]:
+def runs(make: Make) -> list[Result]:
     """Return runs with three seeds for K=1, 4, 16 and for every method that a claim needs."""
     results = []
     for seed in (1, 2, 3):
@@ -82,8 +82,8 @@ def claims_by_name(results: list[Result]) -> dict[str, Any]:
     return {claim.claim: claim for claim in claims(experiments(results)[0])}
 
 
-def test_claims_effects_and_verdicts_equal_hand_computation(whole: list[Result]) -> None:
-    by_name = claims_by_name(whole)
+def test_claims_effects_and_verdicts_equal_hand_computation(runs: list[Result]) -> None:
+    by_name = claims_by_name(runs)
     expected = {
         "Self-Contrast beats SFT": (0.04, SUPPORTED),
         "Self-Contrast beats standard DPO": (-0.02, NOT_SUPPORTED),
@@ -102,10 +102,10 @@ def test_claims_effects_and_verdicts_equal_hand_computation(whole: list[Result])
     assert by_name["control: it is not merely sharper"].contrast == "Self-Contrast K=16 minus SFT, at T=0.7"
 
 
-def test_effect_is_paired_within_seeds_and_prompts(whole: list[Result]) -> None:
-    """The prompts' shared difficulty (0.2) is gone: the interval is that of differences."""
-    effect = claims_by_name(whole)["Self-Contrast beats SFT"].effect
-    results = [r for r in whole if r.config["label"] == OURS and r.negatives == 16]
+def test_effect_is_paired_within_seeds_and_prompts(runs: list[Result]) -> None:
+    """Pairing removes the prompts' shared difficulty, whose standard deviation is 0.2. So the interval is narrow."""
+    effect = claims_by_name(runs)["Self-Contrast beats SFT"].effect
+    results = [r for r in runs if r.config["label"] == OURS and r.negatives == 16]
     by_seed = [np.mean(np.subtract(r.prompts["means"][OURS]["T=1"], r.prompts["means"]["SFT"]["T=1"])) for r in results]
     assert effect.estimate == pytest.approx(np.mean(by_seed))
     assert effect.high - effect.low < 0.04
@@ -137,12 +137,12 @@ def crossed(estimate: float, half: float, seeds: int = 3) -> CrossedMean:
         (crossed(0.03, float("nan")), float("nan"), INCONCLUSIVE),
     ],
 )
-def test_verdict_by_interval_and_p_value(effect: CrossedMean, p_holm: float, expected: str) -> None:
+def test_verdict_follows_interval_and_corrected_p_value(effect: CrossedMean, p_holm: float, expected: str) -> None:
     assert verdict(effect, p_holm) == expected
 
 
-def test_effect_uses_only_seeds_with_both_methods(whole: list[Result]) -> None:
-    fewer = [r for r in whole if not (r.config["label"] == DPO_STD and r.seed == 2)]
+def test_effect_uses_only_seeds_with_both_methods(runs: list[Result]) -> None:
+    fewer = [r for r in runs if not (r.config["label"] == DPO_STD and r.seed == 2)]
     assert claims_by_name(fewer)["Self-Contrast beats standard DPO"].effect.seeds == 2
     assert claims_by_name(fewer)["Self-Contrast beats SFT"].effect.seeds == 3
 
@@ -152,16 +152,16 @@ def test_claims_of_missing_methods_are_left_out(make: Make) -> None:
     assert list(by_name) == ["Self-Contrast beats SFT", "control: it is not merely sharper"]
 
 
-def test_experiments_with_different_data_are_separate(whole: list[Result], make: Make) -> None:
+def test_experiments_with_different_data_are_separate(runs: list[Result], make: Make) -> None:
     clean = {"data": {"noise": 0.0}}
-    noisy = [replace(r, config={**r.config, "data": {"noise": 0.15}}) for r in whole]
+    noisy = [replace(r, config={**r.config, "data": {"noise": 0.15}}) for r in runs]
     both = experiments([*(result(make, OURS, 16, s, -0.1, clean) for s in (1, 2)), *noisy])
     assert titles(both) == ["data.noise=0.15", "data.noise=0.0"]
     assert [len(experiment.results) for experiment in both] == [21, 2]
     assert claims(both[1])[0].verdict == NOT_SUPPORTED
 
 
-def result_of_other_settings(base: Result) -> Result:
+def with_other_scores(base: Result) -> Result:
     means = {
         system: {decoding: [x + 0.01 for x in v] for decoding, v in decodings.items()}
         for system, decodings in base.prompts["means"].items()
@@ -169,34 +169,34 @@ def result_of_other_settings(base: Result) -> Result:
     return replace(base, prompts={**base.prompts, "means": means})
 
 
-def test_experiments_count_repeated_results_once(whole: list[Result]) -> None:
-    assert claims(experiments([*whole, *whole[:5]])[0]) == claims(experiments(whole)[0])
+def test_experiments_count_repeated_results_once(runs: list[Result]) -> None:
+    assert claims(experiments([*runs, *runs[:5]])[0]) == claims(experiments(runs)[0])
 
 
-def test_experiments_two_results_of_one_method_k_and_seed_are_left_out(whole: list[Result]) -> None:
-    again = result_of_other_settings(whole[0])
-    assert experiments([*whole, again]) == []
-    (why,) = claims_page.judge_experiments([*whole, again])
-    assert why.left_out == "Self-Contrast has 2 results for K=1 and seed 1"
-    assert "not judged: Self-Contrast has 2 results" in claims_page.as_markdown([why])
-    assert experiments([replace(r, prompts={}) for r in whole]) == []  # from a version that did not store them
+def test_experiments_with_two_results_of_one_method_k_and_seed_are_left_out(runs: list[Result]) -> None:
+    again = with_other_scores(runs[0])
+    assert experiments([*runs, again]) == []
+    (omitted,) = claims_page.judge_experiments([*runs, again])
+    assert omitted.left_out == "Self-Contrast has 2 results for K=1 and seed 1"
+    assert "not judged: Self-Contrast has 2 results" in claims_page.as_markdown([omitted])
+    assert experiments([replace(r, prompts={}) for r in runs]) == []  # an old version stored no scores by prompt
 
 
-def test_experiments_with_nan_scores_are_left_out(whole: list[Result]) -> None:
+def test_experiments_with_nan_scores_are_left_out(runs: list[Result]) -> None:
     """Check that NaN in the results of an old version is reported, instead of ending the report with an error."""
-    means = {name: dict(ways) for name, ways in whole[0].prompts["means"].items()}
+    means = {name: dict(ways) for name, ways in runs[0].prompts["means"].items()}
     means["SFT"]["T=1"] = [float("nan"), *means["SFT"]["T=1"][1:]]
-    (why,) = claims_page.judge_experiments(
-        [replace(whole[0], prompts={**whole[0].prompts, "means": means}), *whole[1:]]
+    (omitted,) = claims_page.judge_experiments(
+        [replace(runs[0], prompts={**runs[0].prompts, "means": means}), *runs[1:]]
     )
-    assert "Self-Contrast K=1, seed 1" in why.left_out
-    assert "finite" in why.left_out
+    assert "Self-Contrast K=1, seed 1" in omitted.left_out
+    assert "finite" in omitted.left_out
 
 
-def test_claims_of_equal_scores_are_inconclusive(whole: list[Result]) -> None:
+def test_claims_of_equal_scores_are_inconclusive(runs: list[Result]) -> None:
     """All differences are 0. The verdict is not "not supported", since their variation is unknown."""
     same = []
-    for original in whole:
+    for original in runs:
         name = str(original.config["label"])
         means = original.prompts["means"] | {name: original.prompts["means"]["SFT"]}
         same.append(replace(original, prompts={**original.prompts, "means": means}))
@@ -205,47 +205,47 @@ def test_claims_of_equal_scores_are_inconclusive(whole: list[Result]) -> None:
     assert experiment.claims[0][2] == "0.000 [–]"
 
 
-def test_rule_states_the_confidence_in_use(whole: list[Result]) -> None:
-    for item in whole:
+def test_rule_states_the_confidence_in_use(runs: list[Result]) -> None:
+    for item in runs:
         item.comparison["rows"][0]["mean"]["confidence"] = 0.9
-    (experiment,) = claims_page.judge_experiments(whole)
+    (experiment,) = claims_page.judge_experiments(runs)
     assert "p < 0.1 after Holm's correction" in experiment.rule
     assert experiment.rule in claims_page.as_markdown([experiment])
 
 
-def test_experiments_method_of_several_settings_is_left_out(whole: list[Result]) -> None:
-    other = replace(whole[0], config={**whole[0].config, "trainer": {"lr": 0.5}})
-    (why,) = claims_page.judge_experiments([other, *whole[1:]])
-    assert why.left_out.endswith("several settings (Self-Contrast; Self-Contrast, trainer.lr=0.5)")
+def test_experiments_with_one_method_in_several_settings_are_left_out(runs: list[Result]) -> None:
+    other = replace(runs[0], config={**runs[0].config, "trainer": {"lr": 0.5}})
+    (omitted,) = claims_page.judge_experiments([other, *runs[1:]])
+    assert omitted.left_out.endswith("several settings (Self-Contrast; Self-Contrast, trainer.lr=0.5)")
 
 
-def test_experiments_measured_by_similarity_are_left_out(whole: list[Result]) -> None:
-    by_proxy = [replace(r, comparison={**r.comparison, "measure": "similarity"}) for r in whole]
+def test_experiments_measured_by_similarity_are_left_out(runs: list[Result]) -> None:
+    by_proxy = [replace(r, comparison={**r.comparison, "measure": "similarity"}) for r in runs]
     assert experiments(by_proxy) == []
     assert claims_page.judge_experiments(by_proxy) == []
 
 
-def test_method_labels_equal_those_of_their_files() -> None:
+def test_method_labels_of_the_claims_exist_in_the_configs() -> None:
     names = {str(yaml.safe_load(file.read_text())["label"]) for file in METHODS.glob("*.yaml")}
     assert {OURS, NO_FILTER, AT_RANDOM, DPO_STD, CONTINUED, EQUAL_TOKENS} <= names
 
 
-def test_judge_experiments_lists_methods_by_decoding_with_costs(whole: list[Result]) -> None:
-    judged = claims_page.judge_experiments(whole)[0]
+def test_judge_experiments_lists_methods_by_decoding_with_costs(runs: list[Result]) -> None:
+    judged = claims_page.judge_experiments(runs)[0]
     by_name = {row[0]: dict(zip(judged.method_heads, row, strict=True)) for row in judged.methods}
     assert list(by_name)[:4] == ["SFT", *(f"Self-Contrast K={k}" for k in (1, 4, 16))]
     assert by_name["SFT"]["T=1"].startswith("0.6")
     assert by_name["SFT"]["minus SFT, T=1"] == "–"
-    ours = by_name["Self-Contrast K=16"]
-    assert (ours["seeds"], ours["entropy"], ours["K used"], ours["prompts"], ours["seconds"]) == (
+    cells = by_name["Self-Contrast K=16"]
+    assert (cells["seeds"], cells["entropy"], cells["K used"], cells["prompts"], cells["seconds"]) == (
         "3",
         "17.25",
         "15.5",
         "49",
         "61",
     )
-    assert ours["minus SFT, T=1"].startswith("+0.0")
-    experiment = experiments(whole)[0]
+    assert cells["minus SFT, T=1"].startswith("+0.0")
+    experiment = experiments(runs)[0]
     assert experiment.mean({Condition(OURS, 99, "T=1"): 1.0}) is None
 
 
@@ -255,9 +255,9 @@ def test_judge_experiments_of_one_seed_or_one_method_is_empty(make: Make) -> Non
 
 
 def test_claims_command_writes_claims_and_the_report(
-    whole: list[Result], write: Callable[[Path, Result], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: list[Result], write: Callable[[Path, Result], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for i, item in enumerate(whole):
+    for i, item in enumerate(runs):
         write(tmp_path / str(i), item)
     main([str(tmp_path)])
     page, text = (tmp_path / "claims.html").read_text(), (tmp_path / "claims.md").read_text()
@@ -268,9 +268,9 @@ def test_claims_command_writes_claims_and_the_report(
     assert "it grows with K" in capsys.readouterr().out
 
 
-def test_claims_command_without_claims_says_what_they_need(
-    whole: list[Result], write: Callable[[Path, Result], None], tmp_path: Path
+def test_claims_command_without_enough_results_says_what_claims_need(
+    runs: list[Result], write: Callable[[Path, Result], None], tmp_path: Path
 ) -> None:
-    write(tmp_path / "0", whole[0])
+    write(tmp_path / "0", runs[0])
     with pytest.raises(UserError, match="several methods or K, with two seeds"):
         main([str(tmp_path)])

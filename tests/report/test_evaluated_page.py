@@ -1,4 +1,4 @@
-"""The page of one model that was measured alone."""
+"""Test the page of a single model that evaluate.py measured."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from selfcontrast.results import RESULT, Evaluated, Result
 
 @pytest.fixture
 def evaluated(make: Callable[..., Result]) -> Evaluated:
-    """Return the measurements of a run's policy alone, as evaluate.py gives them."""
+    """Return the result that evaluate.py gives for a run's policy."""
     result = make()
     alone = [
         {k: v for k, v in row.items() if k in ("decoding", "temperature", "mean", "nll", "tokens")}
@@ -35,13 +35,13 @@ def evaluated(make: Callable[..., Result]) -> Evaluated:
 
 
 def page(result: Evaluated, folder: Path) -> str:
-    """Write the page with the command that the page names."""
+    """Write the page with the command that the page itself names, and return it."""
     (folder / RESULT).write_text(json.dumps(asdict(result)))
     main([str(folder)])
     return (folder / "report.html").read_text()
 
 
-def test_page_shows_what_was_measured(evaluated: Evaluated, tmp_path: Path) -> None:
+def test_page_shows_score_lm_eval_contamination_and_figure(evaluated: Evaluated, tmp_path: Path) -> None:
     html = page(evaluated, tmp_path)
     assert "<h1>A score of 0.700 [0.650, 0.750] at T=1</h1>" in html
     assert "0.911" in html
@@ -49,7 +49,7 @@ def test_page_shows_what_was_measured(evaluated: Evaluated, tmp_path: Path) -> N
     assert "<svg" in html
 
 
-def test_page_escapes_foreign_texts(evaluated: Evaluated, tmp_path: Path) -> None:
+def test_page_escapes_texts_of_models_and_data(evaluated: Evaluated, tmp_path: Path) -> None:
     html = page(evaluated, tmp_path)
     for hostile in ("<script>", "<i>maths", "<b>mine"):
         assert hostile not in html

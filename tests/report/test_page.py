@@ -89,7 +89,7 @@ def test_page_shows_every_number_of_the_comparison(make: Callable[..., Result], 
 
 def test_signals_show_auc_and_false_negatives_by_fraction(make: Callable[..., Result], tmp_path: Path) -> None:
     html, parsed = page(make(), tmp_path)
-    heads = ["AUC", *(f"false negatives at {share}" for share in ("0.75", "0.5", "0.25", "0.125"))]
+    heads = ["AUC", *(f"false negatives at {fraction}" for fraction in ("0.75", "0.5", "0.25", "0.125"))]
     assert "".join(f'<th class="n">{head}</th>' for head in heads) in html
     row = next(line for line in html.splitlines() if ">similarity to the target<" in line)
     assert re.findall(r">([^<]+)</td>", row)[1:] == ["0.752", "23.9%", "14.1%", "4.8%", "–"]
@@ -98,7 +98,7 @@ def test_signals_show_auc_and_false_negatives_by_fraction(make: Callable[..., Re
 
 def test_dialogues_show_each_turn_with_its_answer(make: Callable[..., Result], tmp_path: Path) -> None:
     _, parsed = page(make(), tmp_path)
-    order = [parsed.text.index(words) for words in ("Turn one asks.", "One.", "Turn two asks.", "Last target.")]
+    order = [parsed.text.index(part) for part in ("Turn one asks.", "One.", "Turn two asks.", "Last target.")]
     assert order == sorted(order)
 
 
@@ -130,7 +130,7 @@ def test_page_shows_unknown_intervals_as_dashes(unbounded: Result, tmp_path: Pat
 
 def test_page_omits_what_was_not_measured(make: Callable[..., Result], tmp_path: Path) -> None:
     full = make()
-    bare = replace(
+    minimal = replace(
         full,
         comparison={**full.comparison, "categories": []},
         histories={"sft": [], "align": []},
@@ -138,7 +138,7 @@ def test_page_omits_what_was_not_measured(make: Callable[..., Result], tmp_path:
         lm_eval={},
         samples=[],
     )
-    _, parsed = page(bare, tmp_path)
+    _, parsed = page(minimal, tmp_path)
     assert "By category" not in parsed.text
     assert "Answers" not in parsed.text
     assert "Signals" not in parsed.text
@@ -183,7 +183,7 @@ def test_facts_that_are_unknown_are_left_out(missing: str) -> None:
 
 @pytest.mark.parametrize("name", ["$", "$x^2$", "a $ b $ c", "$\\frac{a}$", "${", "\\$5"])
 def test_names_with_a_dollar_are_shown_as_they_are(name: str, make: Callable[..., Result], tmp_path: Path) -> None:
-    """By default matplotlib reads $…$ as a formula, and fails if the text is none."""
+    """By default matplotlib reads $…$ as a formula, and fails if the text is no valid formula."""
     written = json.dumps(asdict(make()))
     for old in ("Self-Contrast", "T=0.7", "<b>bold</b>"):
         assert old in written

@@ -119,7 +119,7 @@ def test_finish_sweep_tracked_by_wandb_logs_its_own_run(
         ),
         (4000, 384, ["negatives=1,2,4,8", "seed=1,2,3"], ""),
         (200, 384, ["negatives=1,2,4,8"], ""),  # 4 times 1/201 is 0.02
-        (4000, 6, ["negatives=1,2"], "of 2 jobs.*smallest p-value is 0.031.*evaluation.prompts"),  # 2 / 2^6
+        (4000, 6, ["negatives=1,2"], "of 2 jobs.*smallest p-value is 0.031.*evaluation.prompts"),  # 2 / 2^6 is 0.031
         (200, 384, ["negatives=range(1,13)"], "of 12 jobs"),
         (100, None, ["negatives=1,2,4,8,16", "+experiment=miniature"], ""),  # 5 times 1/101 is below 0.05
     ],

@@ -1,4 +1,4 @@
-"""Read the jobs of sweeps: which count, which are missing, what sets them apart, and their corrected p-values."""
+"""Test reading the jobs of sweeps: which count, which are missing, how variants are named, and corrected p-values."""
 
 import math
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def test_failed_job_is_missing_despite_an_older_result(sweep_folder: Path) -> No
 
 
 def test_read_sweep_merges_several_folders(make: Make, write: Write, tmp_path: Path) -> None:
-    """Two sweeps over K with one seed each. A run in one of them is named again."""
+    """Merge two sweeps over K with one seed each. The folder of one of their runs is given a second time."""
     for sweep, seed in (("first", 1), ("second", 2)):
         for job, k in enumerate((1, 4)):
             write(tmp_path / sweep / str(job), make(k=k, seed=seed, policy=0.6 + k / 50 + seed / 100, p=0.01 * seed))
@@ -47,7 +47,8 @@ def test_read_sweep_merges_several_folders(make: Make, write: Write, tmp_path: P
     assert [(point.k, len(point.jobs)) for point in sweep.points] == [(1, 2), (4, 2)]
     # Holm over four jobs: 4 times 0.01 for both jobs of seed 1; then 2 times 0.02, raised to the value before.
     assert [job.p_holm for job in sweep.jobs] == pytest.approx([0.04] * 4)
-    # Differences 0.03 and 0.04 of K=1: mean 7 times its error 0.005; of K=4 0.09 and 0.10, 19 times. Times 2 and 1.
+    # K=1 has the differences 0.03 and 0.04. Their mean is 7 times its error of 0.005. For K=4, 0.09 and 0.10, it is 19
+    # times. Holm multiplies the smaller p-value by 2.
     p_of_1, p_of_4 = (1 - 2 / math.pi * math.atan(t) for t in (7, 19))
     assert [point.p_holm for point in sweep.points] == pytest.approx([p_of_1, 2 * p_of_4], rel=1e-6)
     write_sweep(sweep)
@@ -90,7 +91,7 @@ def test_holm_ignores_jobs_without_a_p_value(make: Make, write: Write, tmp_path:
 
 
 def test_baselines_with_equal_scores_differ_by_artifact_key(make: Make, write: Write, tmp_path: Path) -> None:
-    """A model of other data may happen to score the same, and one model has one key in all jobs."""
+    """Models of different data may happen to score the same. A model has the same key in all jobs."""
     for noise, key in ((0.0, "aa"), (0.3, "bb")):
         for k in (1, 4):
             result = make(k=k, config={"data": {"noise": noise}})

@@ -1,4 +1,4 @@
-"""The figure of a sweep: a line per method, a row per variant."""
+"""Test the figure of a sweep, which has a line per method or a row per variant."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,15 +20,15 @@ def test_figure_draws_a_variant_with_one_k_as_a_baseline(make: Make, write: Writ
         write(tmp_path / f"ours{k}", make(k=k, config={"label": "Self-Contrast"}))
     write(tmp_path / "other", make(policy=0.25, k=4, config={"label": "DPO_std"}))  # SFT has 0.6
     (axes,) = figure(read_sweep([tmp_path])).axes
-    drawn = {str(line.get_label()): list(line.get_xdata()) for line in axes.lines}
-    assert drawn["Self-Contrast"] == pytest.approx([1, 4], rel=0.05)  # beside the other variant
-    assert drawn["DPO_std"] == pytest.approx([4], rel=0.05)
-    levels = [line.get_ydata() for line in axes.lines if list(line.get_xdata()) == [0, 1]]  # across the figure
+    x_by_label = {str(line.get_label()): list(line.get_xdata()) for line in axes.lines}
+    assert x_by_label["Self-Contrast"] == pytest.approx([1, 4], rel=0.05)  # shifted, beside the other variant
+    assert x_by_label["DPO_std"] == pytest.approx([4], rel=0.05)
+    levels = [line.get_ydata() for line in axes.lines if list(line.get_xdata()) == [0, 1]]  # lines across the figure
     assert [list(level) for level in levels] == [[0, 0], pytest.approx([-0.35, -0.35]), pytest.approx([0.05, 0.05])]
 
 
 def test_figure_draws_paired_differences_with_their_intervals(make: Make, write: Write, tmp_path: Path) -> None:
-    """The mean score's own interval is ±0.05: it ignores that both systems answer the same prompts."""
+    """The mean score's interval, ±0.05, is wider, since it ignores that both systems answer the same prompts."""
     write(tmp_path / "0", make(sft=0.6, policy=0.7, half=0.02, k=1))
     (axes,) = figure(read_sweep([tmp_path])).axes
     assert any(list(line.get_ydata()) == pytest.approx([0.08, 0.12]) for line in axes.lines)
@@ -57,7 +57,7 @@ def test_figure_names_variants_in_its_legend(make: Make, write: Write, tmp_path:
 
 
 def test_figure_of_many_variants_ranks_them_by_score(make: Make, write: Write, tmp_path: Path) -> None:
-    """Job 7 has 0.7, job i 0.6 - i / 100. Each job has a row, the best first, next to SFT's score."""
+    """Job 7 scores 0.7. Any other job i scores 0.6 - i / 100. The best job has the first row. Rows show SFT's score."""
     for job in range(12):
         score = 0.7 if job == 7 else 0.6 - job / 100
         write(tmp_path / str(job), make(policy=score, config={"objective": {"beta": job / 10}}))

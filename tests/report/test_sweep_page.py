@@ -1,4 +1,4 @@
-"""The files of a sweep's report: page, figure and tables."""
+"""Test the files of a sweep's report: page, figure and tables."""
 
 import math
 from collections.abc import Callable

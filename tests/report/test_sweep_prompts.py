@@ -1,4 +1,4 @@
-"""Report the number of prompts of each method in a sweep, if the numbers differ."""
+"""Test that a sweep's report shows each method's number of prompts if the numbers differ."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -70,8 +70,8 @@ def test_by_point_of_several_seeds_shows_the_mean_number_of_prompts(make: Make, 
 def test_by_point_without_preference_training_has_no_number_of_prompts(
     make: Make, write: Write, tmp_path: Path
 ) -> None:
-    alone = make(config={"label": "none"})
-    write(tmp_path / "none", replace(alone, stages=[s for s in alone.stages if s["name"] == "sft"]))
+    sft_only = make(config={"label": "none"})
+    write(tmp_path / "none", replace(sft_only, stages=[s for s in sft_only.stages if s["name"] == "sft"]))
     for name, prompts in (("a", 48), ("b", 51)):
         write(tmp_path / name, trained_on(make(config={"label": name}), prompts))
     sweep = read_sweep([tmp_path])

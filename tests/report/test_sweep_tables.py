@@ -7,7 +7,7 @@ def test_markdown_escapes_cells() -> None:
     )
 
 
-def test_a_latex_table_shows_what_is_in_its_cells() -> None:
+def test_latex_escapes_cells() -> None:
     assert latex(["K", "wins"], [[1, "50%"], [16, r"a_b\\c – −1"]]) == (
         "\\begin{tabular}{ll}\n\\toprule\nK & wins \\\\\n\\midrule\n1 & 50\\% \\\\\n"
         "16 & a\\_b\\textbackslash{}\\textbackslash{}c -- $-$1 \\\\\n\\bottomrule\n\\end{tabular}\n"

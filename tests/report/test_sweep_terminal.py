@@ -1,4 +1,4 @@
-"""A sweep's report on the terminal."""
+"""Test a sweep's report on the terminal."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_print_sweep_fits_80_columns(
 def test_print_sweep_of_methods_fits_80_columns(
     make: Make, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Names wrap, and numbers are whole."""
+    """Names wrap, and numbers do not."""
     for job, method in enumerate(("a-method-with-a-long-name", "least_consistent", "random")):
         for seed in (1, 2, 3)[: job + 1]:
             write(tmp_path / f"{job}-{seed}", make(policy=0.6 + seed / 50, seed=seed, config={"label": method}))
@@ -50,7 +50,7 @@ def test_print_sweep_without_results_names_missing_jobs(tmp_path: Path, capsys: 
 
 
 def test_plot_puts_estimates_on_one_scale(sweep_folder: Path) -> None:
-    """Means 0.65, 0.7, 0.5 and SFT's 0.6 between the outermost ends, 0.45 and 0.75, in 60 characters."""
+    """The means 0.65, 0.7, 0.5 and SFT's 0.6 are on a scale of 60 characters from the lowest bound, 0.45, to 0.75."""
     lines = plot(read_sweep([sweep_folder]))
     assert [line.index("●") - 8 for line in lines[:3]] == [39, 49, 10]  # 59 * (x - 0.45) / 0.3, rounded
     assert {line.find("│") - 8 for line in lines if "│" in line} <= {29, 30}

@@ -1,4 +1,4 @@
-"""The headline and the sentences of a sweep's report: gains, losses, the best, and on which seeds."""
+"""Test the headline and the sentences of a sweep's report: gains, losses, the best point, and seeds."""
 
 import math
 from collections.abc import Callable
@@ -30,13 +30,13 @@ def test_sentence_names_gains_losses_and_the_best(sweep_folder: Path) -> None:
 def test_sentence_counts_many_points_without_a_difference(make: Make, write: Write, tmp_path: Path) -> None:
     for job in range(8):
         write(tmp_path / str(job), make(policy=0.61, p=0.9, config={"label": f"m{job}"}))
-    words = sentence(read_sweep([tmp_path]))
-    assert "No significant difference from SFT at 8 of 8 points." in words
-    assert "m0" not in words.partition("Highest")[0]
+    text = sentence(read_sweep([tmp_path]))
+    assert "No significant difference from SFT at 8 of 8 points." in text
+    assert "m0" not in text.partition("Highest")[0]
 
 
 def test_gain_is_not_clear_after_holm_correction(make: Make, write: Write, tmp_path: Path) -> None:
-    """p = 0.02 is below 0.05 alone, and 0.06 among three jobs."""
+    """p = 0.02 is below 0.05, but Holm's correction for three jobs makes it 0.06."""
     for job, (policy, p) in enumerate(((0.7, 0.02), (0.61, 0.8), (0.61, 0.9))):
         write(tmp_path / str(job), make(policy=policy, p=p, k=2**job))
     points = read_sweep([tmp_path]).points
@@ -46,7 +46,7 @@ def test_gain_is_not_clear_after_holm_correction(make: Make, write: Write, tmp_p
 
 
 def test_headline_of_variants_names_the_best_beside_its_own_sft(make: Make, write: Write, tmp_path: Path) -> None:
-    """SFT was once averaged over data with and without noise: no job had it."""
+    """An earlier version averaged SFT over data with and without noise, and showed a score that no job had."""
     for job, (noise, sft) in enumerate([(0.0, 0.534), (0.3, 0.84)]):
         for k in (1, 4):
             config = {"data": {"noise": noise}}
@@ -62,8 +62,8 @@ def test_headline_of_variants_names_the_best_beside_its_own_sft(make: Make, writ
     assert [line.strip() for line in plot(sweep) if "SFT" in line] == ["SFT 0.534", "SFT 0.840"]
 
 
-def test_headline_of_variants_compares_on_the_seeds_of_all(make: Make, write: Write, tmp_path: Path) -> None:
-    """Only "a" has seed 2, where every score is higher by 0.2: "b" is the best on seed 1."""
+def test_headline_of_variants_compares_on_shared_seeds(make: Make, write: Write, tmp_path: Path) -> None:
+    """Only "a" has seed 2, on which its score is higher by 0.2. On the shared seed 1, "b" is the best."""
     for method, seed, score in (("a", 1, 0.6), ("a", 2, 0.8), ("b", 1, 0.65)):
         write(tmp_path / f"{method}{seed}", make(policy=score, sft=0.55, seed=seed, config={"label": method}))
     sweep = read_sweep([tmp_path])
@@ -85,7 +85,7 @@ def test_headline_of_variants_without_p_values_claims_no_correction(make: Make, 
 
 
 def test_points_with_unequal_seeds_are_compared_on_shared_seeds(make: Make, write: Write, tmp_path: Path) -> None:
-    """The policy equals SFT everywhere. With K=16 alone having seed 2, whose SFT is better, 0.6 rose to 0.65."""
+    """The policy equals SFT. Only K=16 has seed 2, whose SFT is better. An earlier version showed a rise to 0.65."""
     for k, seed in ((1, 1), (16, 1), (16, 2)):
         level = {1: 0.6, 2: 0.7}[seed]
         write(tmp_path / f"{k}-{seed}", make(sft=level, policy=level, control=level, k=k, seed=seed, p=1.0))
@@ -110,7 +110,7 @@ def test_points_without_a_common_seed_are_not_compared(make: Make, write: Write,
 
 
 def test_sharper_control_is_a_mean_over_seeds(make: Make, write: Write, tmp_path: Path) -> None:
-    """0.65 with seed 1 and 0.85 with seed 2."""
+    """The control scores 0.65 with seed 1 and 0.85 with seed 2."""
     for seed, control in ((1, 0.65), (2, 0.85)):
         write(tmp_path / str(seed), make(seed=seed, control=control, policy=0.6 + seed / 100))
     sweep = read_sweep([tmp_path])

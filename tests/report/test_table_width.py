@@ -1,4 +1,4 @@
-"""Tables fit a page of 1,000 pixels. No browser is needed: the widest unbreakable text of each column is counted."""
+"""Check that tables fit a page of 1,000 pixels, by the widest unbreakable text of each column. No browser is needed."""
 
 import json
 import re
@@ -89,7 +89,7 @@ def sweep_of_k(make: Make, write: Write, folder: Path) -> None:
 
 
 def sweep_of_methods(make: Make, write: Write, folder: Path) -> None:
-    """Write a sweep of long names and different numbers of prompts, so that every column is shown."""
+    """Write a sweep with long names and different numbers of prompts, so that every column is shown."""
     for index, method in enumerate(("self_contrast_with_a_long_name", "least-consistent", "rft")):
         for seed in (1, 2, 3)[: index + 1]:
             result = make(seed=seed, policy=0.6 + seed / 100, config={"label": method}, tokens=1_234_567)

@@ -1,4 +1,4 @@
-"""The numbers printed next to the training curves, computed by hand."""
+"""Check the numbers printed next to the training curves against numbers computed by hand."""
 
 from selfcontrast.report.figures import by_rank
 from selfcontrast.report.training import ends, mean_of, ranks, step_zero, throughput
@@ -23,14 +23,14 @@ def test_mean_of_a_rank_uses_the_steps_that_have_it() -> None:
     assert mean_of(RECORDS, "accuracy_rank_3") is None
 
 
-def test_ends_are_a_tenth_of_the_steps_each() -> None:
+def test_ends_are_the_first_and_the_last_tenth_of_the_steps() -> None:
     many = [{"step": float(i)} for i in range(25)]
     first, last = ends(many)
     assert [r["step"] for r in first] == [0, 1, 2]
     assert [r["step"] for r in last] == [22, 23, 24]
 
 
-def test_by_rank_shows_both_ends() -> None:
+def test_by_rank_shows_the_first_and_the_last_steps() -> None:
     figure = by_rank(RECORDS)
     assert figure is not None
     accuracy, _ = figure.axes

@@ -9,7 +9,7 @@ from selfcontrast.results import Result
 Make = Callable[..., Result]
 
 
-def test_verdict_better_says_how_much_sharper_sampling_explains(make: Make) -> None:
+def test_verdict_of_a_gain_says_how_much_sharper_sampling_explains(make: Make) -> None:
     verdict = judge(make(sft=0.6, policy=0.7, control=0.65))
     assert verdict.headline == "Better than SFT"
     assert verdict.sentence == (
@@ -48,7 +48,7 @@ def test_verdict_compares_with_sft_at_its_best_decoding(make: Make) -> None:
     assert "at its best" not in judge(make(sft=0.6, policy=0.7, control=0.5)).text  # T=1 is SFT's best decoding
 
 
-def test_contamination_in_a_sentence(make: Make) -> None:
+def test_contamination_states_flagged_prompts_and_results_without_them(make: Make) -> None:
     result = make()
     assert contamination(result) == (
         "Contamination: 1 of 20 test prompts (5.0%) resembles a training prompt; without them "
@@ -56,12 +56,12 @@ def test_contamination_in_a_sentence(make: Make) -> None:
     )
     measured = result.comparison["contamination"]
     clean = {"benchmark": "test", "prompts": 20, "flagged": 0, "examples": [], "without": []}
-    for case, words in (
+    for case, sentence in (
         (clean, "Contamination: none of 20 test prompts resembles a training prompt."),
         (measured | {"without": []}, "Contamination: 1 of 20 test prompts (5.0%) resembles a training prompt."),
         ({}, ""),
     ):
-        assert contamination(replace(result, comparison={**result.comparison, "contamination": case})) == words
+        assert contamination(replace(result, comparison={**result.comparison, "contamination": case})) == sentence
 
 
 def test_verdict_limits_a_gain_that_sharper_sampling_also_gives(make: Make) -> None:
@@ -83,7 +83,7 @@ def test_verdict_of_a_lower_score_is_worse(make: Make) -> None:
 
 
 @pytest.mark.parametrize(("half", "p"), [(0.2, 0.3), (0.2, 0.001), (0.04, 0.3)])
-def test_verdict_without_both_interval_and_test_is_no_clear_difference(make: Make, half: float, p: float) -> None:
+def test_verdict_needs_interval_and_p_value_for_a_clear_difference(make: Make, half: float, p: float) -> None:
     verdict = judge(make(half=half, p=p))
     assert verdict.headline == "No clear difference from SFT"
     assert verdict.sentence.endswith("no significant difference.")
@@ -105,8 +105,8 @@ def test_verdict_of_one_decoding_has_no_control(make: Make) -> None:
     result = make()
     sft, policy = result.comparison["rows"][:2]
     policy = policy | {"against_best": {**policy["against_best"], "decoding": "T=1"}}
-    only = replace(result, comparison={**result.comparison, "rows": [sft, policy]})
-    assert judge(only).control == ""
+    one_decoding = replace(result, comparison={**result.comparison, "rows": [sft, policy]})
+    assert judge(one_decoding).control == ""
 
 
 def test_verdict_control_within_the_interval_of_sft_does_not_help(make: Make) -> None:

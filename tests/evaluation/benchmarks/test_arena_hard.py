@@ -1,4 +1,4 @@
-"""Arena-Hard-v2.0: its files, its verdicts in five degrees, and the score that they give."""
+"""Test Arena-Hard-v2.0: its files, its verdicts of five degrees, and the score computed from these verdicts."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ PROMPTS = [
 ]
 
 
-def files(folder: Path) -> dict[str, Any]:
+def write_files(folder: Path) -> dict[str, Any]:
     questions = [dict(zip(("uid", "category", "subcategory", "prompt"), row, strict=True)) for row in PROMPTS]
     answers = [
         {"uid": uid, "model": "m", "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": c}]}
@@ -42,7 +42,7 @@ def files(folder: Path) -> dict[str, Any]:
 
 def benchmark(folder: Path, judge: Any, **changes: Any) -> ArenaHard:
     settings: dict[str, Any] = {
-        **files(folder),
+        **write_files(folder),
         "limit": None,
         "temperature": 0.0,
         "max_new_tokens": 8,
@@ -54,8 +54,8 @@ def benchmark(folder: Path, judge: Any, **changes: Any) -> ArenaHard:
     return ArenaHard(**{**settings, **changes})
 
 
-def degrees(case: Case) -> Judgment:
-    """Judge the policy: u1 strongly better, then slightly; u2 slightly worse twice; u3 a tie, then strongly worse."""
+def judge_in_five_degrees(case: Case) -> Judgment:
+    """Judge the policy in both orders: u1 much, then slightly better; u2 slightly worse; u3 a tie, then much worse."""
     values = {"u1": (1.0, 0.75), "u2": (0.25, 0.25), "u3": (0.5, 0.0)}[case.example.id]
     outcome = values[case.swapped]
     return Judgment("ok", 1 - outcome if case.swapped else outcome)
@@ -69,9 +69,9 @@ def run_lines(folder: Path, judge: Any) -> dict[str, Any]:
 
 
 def test_lines_score_counts_strong_verdicts_as_three_games(tmp_path: Path) -> None:
-    judge = FakeJudge(degrees)
+    judge = FakeJudge(judge_in_five_degrees)
     values = run_lines(tmp_path, judge)
-    games = [1, 1, 1, 1, 0, 0, 0.5, 0, 0, 0]  # u1: 3 and 1; u2: 1 and 1; u3: 1 and 3
+    games = [1, 1, 1, 1, 0, 0, 0.5, 0, 0, 0]  # u1 counts as 3 and 1 games, u2 as 1 and 1, u3 as 1 and 3
     assert values["score against the baseline"].estimate == pytest.approx(sum(games) / len(games))
     assert values["score against the baseline"].clusters == 3
     assert values["category hard_prompt"].estimate == pytest.approx(4 / 6)
@@ -113,15 +113,15 @@ def test_judge_prompt_names_five_degrees_and_fences_answers() -> None:
 
 
 def test_own_prompts_leave_out_categories_without_a_baseline(tmp_path: Path) -> None:
-    answers = files(tmp_path)["baselines"]["hard_prompt"]
-    arena = benchmark(tmp_path, FakeJudge(degrees), baselines={"hard_prompt": answers})
+    answers = write_files(tmp_path)["baselines"]["hard_prompt"]
+    arena = benchmark(tmp_path, FakeJudge(judge_in_five_degrees), baselines={"hard_prompt": answers})
     arena.check(None)
     assert arena.own_prompts() == {"u1": "Sort a list.", "u2": "What is {x} squared?"}
     request = arena.answer_request([])
     assert request is not None
     ((decoding, examples),) = request.questions
     assert (decoding.samples, [e.id for e in examples]) == (1, ["u1", "u2"])
-    assert list(benchmark(tmp_path, FakeJudge(degrees), limit=1).own_prompts()) == ["u1"]
+    assert list(benchmark(tmp_path, FakeJudge(judge_in_five_degrees), limit=1).own_prompts()) == ["u1"]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_own_prompts_leave_out_categories_without_a_baseline(tmp_path: Path) -> 
     ids=str,
 )
 def test_check_unusable_files_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    files(tmp_path)
+    write_files(tmp_path)
     (tmp_path / "short.jsonl").write_text((tmp_path / "answers.jsonl").read_text().splitlines()[0])
     paths: dict[str, Any] = {
         key: {name: str(tmp_path / f"{file}.jsonl") for name, file in value.items()}
@@ -145,7 +145,7 @@ def test_check_unusable_files_are_named(tmp_path: Path, changes: dict[str, Any],
         for key, value in changes.items()
     }
     with pytest.raises(UserError, match=message):
-        benchmark(tmp_path, FakeJudge(degrees), **paths).check(None)
+        benchmark(tmp_path, FakeJudge(judge_in_five_degrees), **paths).check(None)
 
 
 def test_check_logprob_verdict_is_rejected(tmp_path: Path) -> None:
@@ -154,12 +154,12 @@ def test_check_logprob_verdict_is_rejected(tmp_path: Path) -> None:
 
 
 def test_settings_depend_on_the_content_of_the_baseline_not_its_path(tmp_path: Path) -> None:
-    arena = benchmark(tmp_path, FakeJudge(degrees))
+    arena = benchmark(tmp_path, FakeJudge(judge_in_five_degrees))
     moved = tmp_path / "moved"
     moved.mkdir()
-    assert settings_of(benchmark(moved, FakeJudge(degrees))) == settings_of(arena)
+    assert settings_of(benchmark(moved, FakeJudge(judge_in_five_degrees))) == settings_of(arena)
     file = moved / "answers.jsonl"
     file.write_text(file.read_text().replace("roses", "violets"))
     assert read_answers(str(file))["u3"] == "violets"
-    other = benchmark(tmp_path, FakeJudge(degrees), baselines={"creative_writing": str(file)})
+    other = benchmark(tmp_path, FakeJudge(judge_in_five_degrees), baselines={"creative_writing": str(file)})
     assert settings_of(other) != settings_of(arena)

@@ -1,4 +1,4 @@
-"""A judge's server that fails in every way for a third of the calls: coverage and mean are still correct."""
+"""Test coverage and mean if the judge's server fails in many ways, in a third of the calls."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from selfcontrast.evaluation.benchmarks.benchmark import Options
 from selfcontrast.evaluation.benchmarks.mt_bench import MTBench
 from selfcontrast.evaluation.judges.openai import OpenAIJudge
 
-QUESTIONS = 30  # with two turns each: 60 judgments
+QUESTIONS = 30  # each has two turns, which gives 60 judgments
 OPTIONS = Options(confidence=0.95, n_bootstrap=200, seed=0)
 
 

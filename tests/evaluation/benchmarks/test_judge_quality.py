@@ -1,4 +1,4 @@
-"""Probes and calibration of judges whose faults are known."""
+"""Test probes and calibration with judges whose faults are known."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ def run(benchmark: Any, folder: Path) -> tuple[dict[str, Any], dict[str, float]]
 def test_probes_that_the_judge_gets_wrong_are_named(
     judge: Any, failed: list[str], correct: list[float], tmp_path: Path
 ) -> None:
-    """If a judge always prefers the first answer, each pair's mean is a tie, and the judge is never right."""
+    """For a judge that always prefers the first answer, each pair's mean is a tie, so the judge is never right."""
     summary, lines = run(
         Probes(constant="I cannot say anything of it.", limit=None, min_coverage=1.0, judge=FakeJudge(judge)),
         tmp_path,
@@ -63,16 +63,16 @@ def test_probes_that_the_judge_gets_wrong_are_named(
     assert list(lines.values()) == correct
 
 
-def test_calibration_on_rejected_answers_of_a_position_biased_judge(tmp_path: Path) -> None:
+def test_calibration_with_rejected_answers_finds_position_bias(tmp_path: Path) -> None:
     _, lines = run(calibration(None, prefer_first), tmp_path)
     assert lines["agrees with gold"] == 0.5
     assert lines["verdicts that flip with the order"] == 1
     assert lines["first position's share"] == 1
-    assert lines["leans to the longer answer, more than gold"] == -0.5  # every target is the longer one
+    assert lines["leans to the longer answer, more than gold"] == -0.5  # each target is longer than its rejected answer
 
 
-def test_calibration_on_a_gold_file_of_a_length_biased_judge(tmp_path: Path) -> None:
-    """The judge agrees with the first gold verdict, not with the second, and counts half for the third, a tie."""
+def test_calibration_with_a_gold_file_finds_length_bias(tmp_path: Path) -> None:
+    """The judge agrees with the first gold verdict and not with the second. The third, a tie, counts as half."""
     rows = [("q", "long answer", "short", 1), ("q", "long answer", "short", 2), ("r", "long answer", "short", 1.5)]
     names = ("instruction", "output_1", "output_2", "preference")
     file = tmp_path / "gold.json"

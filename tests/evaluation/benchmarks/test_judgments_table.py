@@ -1,4 +1,4 @@
-"""The table of all judgments of a benchmark."""
+"""Test the table of all judgments of a benchmark."""
 
 from pathlib import Path
 

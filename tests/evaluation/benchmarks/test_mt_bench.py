@@ -1,4 +1,4 @@
-"""MT-Bench: dialogues in which every answer is graded or compared."""
+"""Test MT-Bench, in which a judge grades or compares every answer of a dialogue."""
 
 import json
 from pathlib import Path
@@ -56,13 +56,13 @@ def prefer_longer(case: Case) -> Judgment:
     return Judgment("ok", 0.5 + 0.5 * ((first > second) - (second > first)))
 
 
-def by_turn(case: Case) -> Judgment:
+def grade_by_turn(case: Case) -> Judgment:
     return Judgment("ok", 3.0 + case.turn + case.sample)
 
 
 def test_run_grades_every_turn_of_every_sample(tmp_path: Path) -> None:
-    """Greedy categories have one dialogue per question, others `samples`; only guided ones get references."""
-    judge = FakeJudge(by_turn)
+    """Questions have one dialogue in greedy categories and `samples` in others. Only guided ones get references."""
+    judge = FakeJudge(grade_by_turn)
     mt_bench = benchmark(judge, questions=write_questions(tmp_path, *ROWS))
     summary = mt_bench.run(
         tmp_path, sample_subject(mt_bench, [], tmp_path / "answers", policy_folder(tmp_path / "policy"))
@@ -77,17 +77,18 @@ def test_run_grades_every_turn_of_every_sample(tmp_path: Path) -> None:
 
 
 def test_own_prompts_are_the_questions_of_the_file(tmp_path: Path) -> None:
-    mt_bench = benchmark(FakeJudge(by_turn), questions=write_questions(tmp_path, *ROWS))
+    mt_bench = benchmark(FakeJudge(grade_by_turn), questions=write_questions(tmp_path, *ROWS))
     assert mt_bench.own_prompts() == {"1": "cat\ndog", "2": "the cat\nmat"}
-    assert benchmark(FakeJudge(by_turn), questions=write_questions(tmp_path, *ROWS), limit=1).own_prompts() == {
+    assert benchmark(FakeJudge(grade_by_turn), questions=write_questions(tmp_path, *ROWS), limit=1).own_prompts() == {
         "1": "cat\ndog"
     }
-    assert benchmark(FakeJudge(by_turn)).own_prompts() == {}  # held-out prompts are always checked
+    # Without a file, the questions are held-out prompts, which are always checked for contamination.
+    assert benchmark(FakeJudge(grade_by_turn)).own_prompts() == {}
 
 
-def test_lines_means_by_turn_and_category_and_difference_from_sft(tmp_path: Path) -> None:
-    """The policy is one point better everywhere. The judgment that the policy lacks is left out of the difference."""
-    mt_bench = benchmark(FakeJudge(by_turn))
+def test_lines_report_means_by_turn_and_category_and_difference_from_sft(tmp_path: Path) -> None:
+    """Each grade of the policy is one point better. The difference leaves out the answer without a usable grade."""
+    mt_bench = benchmark(FakeJudge(grade_by_turn))
     grades = {("a", 0): 2.0, ("a", 1): 4.0, ("b", 0): 6.0, ("b", 1): 9.0}
     for name, gain in (("SFT", 0.0), ("Self-Contrast", 1.0)):
         rows = [
@@ -116,7 +117,7 @@ def test_lines_means_by_turn_and_category_and_difference_from_sft(tmp_path: Path
 
 
 def test_run_pairwise_compares_every_turn_with_sft_in_both_orders(tmp_path: Path) -> None:
-    """The judge prefers the longer answer: of 4 comparisons the policy wins 2, ties 1 and loses 1, which is 2.5 / 4.
+    """The judge prefers the longer answer. Of 4 comparisons, the policy wins 2, ties 1 and loses 1: 2.5 / 4.
 
     Only the guided category has a reference.
     """
@@ -142,15 +143,15 @@ def test_run_pairwise_compares_every_turn_with_sft_in_both_orders(tmp_path: Path
 
 def test_answer_request_key_ignores_judge_grading_and_path(tmp_path: Path) -> None:
     file = write_questions(tmp_path, *ROWS)
-    key = benchmark(FakeJudge(by_turn), questions=file).answer_request([]).fingerprint()
+    key = benchmark(FakeJudge(grade_by_turn), questions=file).answer_request([]).fingerprint()
     (tmp_path / "moved.jsonl").write_text((tmp_path / "questions.jsonl").read_text())
     same = benchmark(FakeJudge(prefer_longer), questions=str(tmp_path / "moved.jsonl"), grading="pairwise", guided=[])
     assert same.answer_request([]).fingerprint() == key
     for changes in ({"limit": 1}, {"temperature": 0.5}, {"samples": 2}, {"seed": 1}, {"max_new_tokens": 5}):
-        assert benchmark(FakeJudge(by_turn), questions=file, **changes).answer_request([]).fingerprint() != key
+        assert benchmark(FakeJudge(grade_by_turn), questions=file, **changes).answer_request([]).fingerprint() != key
 
 
-def test_run_on_dialogues_of_the_data_with_the_verifier(tmp_path: Path) -> None:
+def test_run_without_questions_file_uses_the_dialogues_of_the_data(tmp_path: Path) -> None:
     examples = [example("s", "cat?", "a cat"), example("d", "dog?", "a dog", turns=["the dog", "cat"])]
     mt_bench = benchmark(VerifierJudge())
     policy = policy_folder(tmp_path / "policy")
@@ -170,13 +171,13 @@ def test_run_on_dialogues_of_the_data_with_the_verifier(tmp_path: Path) -> None:
         Panel(
             {
                 "panel": Panel({"other": FakeJudge(prefer_longer), "verifier": VerifierJudge()}),
-                "another": FakeJudge(by_turn),
+                "another": FakeJudge(grade_by_turn),
             }
         ),
     ],
     ids=["alone", "in a panel", "in a panel of a panel"],
 )
-def test_skip_reason_without_dialogues_or_verifier(judge: Any) -> None:
+def test_skip_reason_names_missing_dialogues_or_verifier(judge: Any) -> None:
     mt_bench = benchmark(judge)
     assert (
         mt_bench.skip_reason([example("s", "cat?", "a cat")], LengthVerifier()) == "the data has no dialogues to play"
@@ -187,8 +188,8 @@ def test_skip_reason_without_dialogues_or_verifier(judge: Any) -> None:
         benchmark(judge, questions="ours").check(LengthVerifier())
 
 
-def test_read_questions_of_this_project() -> None:
-    benchmark(FakeJudge(by_turn), questions="ours").check(None)
+def test_read_questions_of_this_project_finds_ten_per_category() -> None:
+    benchmark(FakeJudge(grade_by_turn), questions="ours").check(None)
     questions = read_questions(str(OWN_QUESTIONS), None)
     categories = [e.category for e in questions.examples]
     assert {c: categories.count(c) for c in categories} == dict.fromkeys(
@@ -200,7 +201,7 @@ def test_read_questions_of_this_project() -> None:
     )
 
 
-def test_read_questions_of_fastchat() -> None:
+def test_read_questions_of_fastchat_finds_80_questions_and_30_references() -> None:
     questions = read_questions(
         str(shared_data("mt_bench", "question.jsonl")), str(shared_data("mt_bench", "reference_gpt-4.jsonl"))
     )
@@ -223,7 +224,7 @@ def test_read_questions_unusable_row_is_named(rows: list[dict[str, Any]], messag
         read_questions(write_questions(tmp_path, *rows), None)
 
 
-def test_mean_weighs_questions_equally_whatever_their_samples() -> None:
+def test_mean_weighs_questions_equally_for_unequal_sample_counts() -> None:
     """Ratings 9 (three samples) and 3 (one greedy answer) average to 6, and outcomes 1 and 0 to 0.5."""
     rows = [{"id": "hot", "turn": 0, "rating": 9.0, "outcome": 1.0}] * 3
     rows += [{"id": "cold", "turn": 0, "rating": 3.0, "outcome": 0.0}]
@@ -238,7 +239,7 @@ def test_fingerprint_file_changed_since_check_is_rejected(which: str, tmp_path: 
     files = {"questions": write_questions(tmp_path, *ROWS), "references": str(tmp_path / "references.jsonl")}
     answers = [{"question_id": i, "choices": [{"turns": ["a", "b"]}]} for i in (1, 2)]
     Path(files["references"]).write_text("\n".join(map(json.dumps, answers)))
-    mt_bench = benchmark(FakeJudge(by_turn), **files)
+    mt_bench = benchmark(FakeJudge(grade_by_turn), **files)
     mt_bench.check(None)
     before = mt_bench.fingerprint()
     assert before == mt_bench.fingerprint()
@@ -246,10 +247,10 @@ def test_fingerprint_file_changed_since_check_is_rejected(which: str, tmp_path: 
     file.write_text(file.read_text() + "\n")
     with pytest.raises(UserError, match=r"the benchmark's file=\S+ has changed while this job was reading it"):
         mt_bench.fingerprint()
-    mt_bench.check(None)  # as the next job does
+    mt_bench.check(None)  # the next job checks the file again
     assert mt_bench.fingerprint() != before
 
 
 def test_check_references_without_questions_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^references=\S+ .*questions=FILE"):
-        benchmark(FakeJudge(by_turn), references=str(tmp_path)).check(None)
+        benchmark(FakeJudge(grade_by_turn), references=str(tmp_path)).check(None)

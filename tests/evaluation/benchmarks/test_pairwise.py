@@ -1,4 +1,4 @@
-"""Comparisons in both orders and the numbers computed from them."""
+"""Test pairwise comparisons in both orders and the numbers computed from them."""
 
 import json
 import math
@@ -54,7 +54,7 @@ ANSWERS = {("a", 0): ["short"], ("b", 0): ["a longer answer"], ("c", 0): ["targe
 
 
 def test_run_judges_every_pair_in_both_orders(tmp_path: Path) -> None:
-    """Targets have 8 characters: a and d win, c ties, b loses: (1 + 0 + 1/2 + 1) / 4."""
+    """Targets have 8 characters. Answers a and d win, c ties and b loses: (1 + 0 + 1/2 + 1) / 4."""
     judge = FakeJudge(prefer_shorter)
     summary = benchmark(judge).run(tmp_path, subject(EXAMPLES, write_answers(tmp_path / "scores", ANSWERS)))
     assert [(c.example.id, c.answers, c.swapped) for c in judge.cases[:2]] == [
@@ -105,8 +105,8 @@ def test_prompts_without_target_are_compared_with_sft_only(tmp_path: Path) -> No
     assert benchmark(judge, against="SFT").skip_reason(without_target, None) is None
 
 
-def test_both_orders_pair_with_one_judgment_is_left_out(tmp_path: Path) -> None:
-    """Prompt a has one usable judgment, with the system's answer first. If it counted, position would decide."""
+def test_both_orders_pair_with_one_usable_judgment_is_left_out(tmp_path: Path) -> None:
+    """Prompt a has one usable judgment, with the system's answer first. Counting it would reward the position."""
 
     def fail_one(case: Case) -> Judgment:
         failed = case.swapped and case.example.id == "a"
@@ -121,8 +121,8 @@ def test_both_orders_pair_with_one_judgment_is_left_out(tmp_path: Path) -> None:
     assert lines(benchmark(judge), tmp_path)["win rate over target"] == 0.5
 
 
-def test_lines_difference_from_sft_uses_prompts_judged_for_both(tmp_path: Path) -> None:
-    """On the three prompts that were judged for both, Self-Contrast wins all and SFT none. SFT lacks d."""
+def test_lines_difference_from_sft_uses_prompts_judged_for_both_systems(tmp_path: Path) -> None:
+    """Three prompts were judged for both systems: Self-Contrast wins all, SFT none. SFT has none of prompt d."""
     judge = FakeJudge(
         lambda case: prefer_shorter(case) if len(case.answers[0][-1]) != 9 else Judgment("unparsable", None)
     )
@@ -145,7 +145,7 @@ def lines_by_name(compared: Pairwise | AlpacaEval, folders: dict[str, Path]) -> 
 
 
 def test_lines_single_pair_per_prompt_has_no_rate_at_equal_length(tmp_path: Path) -> None:
-    """The prompt's difficulty cannot be separated from the effect of length."""
+    """A single pair does not separate the prompt's difficulty from the effect of length."""
     judge = FakeJudge(prefer_shorter)
     benchmark(judge).run(tmp_path, subject(EXAMPLES, write_answers(tmp_path / "scores", ANSWERS)))
     line = lines_by_name(benchmark(judge), {"SFT": tmp_path})["SFT", "win rate at equal length"]
@@ -169,8 +169,8 @@ def test_lines_several_samples_per_prompt_identify_rate_at_equal_length(tmp_path
     assert cell(asdict(line)).endswith("] (weak: the data hardly determine it)")
 
 
-def test_lines_pair_won_in_one_order_and_lost_in_the_other_is_no_tie(tmp_path: Path) -> None:
-    """The mean outcome of such a pair is 0.5, like that of a tie."""
+def test_lines_verdicts_that_flip_with_the_order_are_no_tie(tmp_path: Path) -> None:
+    """A pair won in one order and lost in the other has the mean outcome 0.5, like a tie, but is not counted as one."""
     judge = FakeJudge(lambda case: Judgment("ok", 0.5) if case.example.id == "a" else prefer_first(case))
     benchmark(judge).run(tmp_path, subject(EXAMPLES, write_answers(tmp_path / "scores", ANSWERS)))
     values = lines(benchmark(judge), tmp_path)
@@ -179,7 +179,7 @@ def test_lines_pair_won_in_one_order_and_lost_in_the_other_is_no_tie(tmp_path: P
 
 
 def test_pair_lines_weigh_questions_equally_without_repeating_rows() -> None:
-    """Before, rows were repeated up to equal weights: 360,360 rows per question for 1 to 13 samples."""
+    """Repeating rows until the weights are equal would take 360,360 rows per question for 1 to 13 samples."""
     rows = [
         {"id": f"q{n:02}", "turn": 0, "sample": s, "first": float(n % 2), "second": float(n % 2), "longer": s - n / 2}
         for n in range(1, 14)
@@ -191,13 +191,13 @@ def test_pair_lines_weigh_questions_equally_without_repeating_rows() -> None:
     assert values["win rate over target"].n == 13
 
 
-def test_lines_use_the_files_difficulties(tmp_path: Path) -> None:
+def test_lines_use_the_difficulties_in_the_outputs_file(tmp_path: Path) -> None:
     """Known difficulties identify the rate at equal length even with one pair per instruction, as in AlpacaEval."""
     rng = np.random.default_rng(0)
-    hard = rng.normal(size=60)
+    difficulties = rng.normal(size=60)
     rows = [
-        {"instruction": f"what is {i}?", "output": "x" * int(30 + 8 * hard[i]), "instruction_difficulty": hard[i]}
-        for i in range(60)
+        {"instruction": f"what is {i}?", "output": "x" * int(30 + 8 * d), "instruction_difficulty": d}
+        for i, d in enumerate(difficulties)
     ]
     judged = [
         {
@@ -211,7 +211,9 @@ def test_lines_use_the_files_difficulties(tmp_path: Path) -> None:
             "answer": "y" * int(longer),
             "other": rows[i]["output"],
         }
-        for i, (wins, longer) in enumerate(zip(rng.random(60) < expit(hard), rng.integers(10, 50, 60), strict=True))
+        for i, (wins, longer) in enumerate(
+            zip(rng.random(60) < expit(difficulties), rng.integers(10, 50, 60), strict=True)
+        )
         for swapped in (False, True)
     ]
     pd.DataFrame(judged).to_parquet(tmp_path / JUDGMENTS)
@@ -225,7 +227,7 @@ def test_lines_use_the_files_difficulties(tmp_path: Path) -> None:
         [row["outcome"] for row in unswapped],
         [len(row["answer"]) - len(row["other"]) for row in unswapped],
         [row["id"] for row in unswapped],
-        hard,
+        difficulties,
         **vars(OPTIONS),
     )
     line = values["SFT", "win rate at equal length"]
@@ -245,7 +247,7 @@ def test_run_below_min_coverage_is_rejected(tmp_path: Path) -> None:
         benchmark(judge, min_coverage=0.9).run(tmp_path, subject(EXAMPLES, write_answers(tmp_path / "scores", ANSWERS)))
 
 
-def test_alpaca_eval_answers_and_compares_a_file_of_outputs(tmp_path: Path) -> None:
+def test_alpaca_eval_compares_answers_with_those_in_the_outputs_file(tmp_path: Path) -> None:
     file = tmp_path / "outputs.json"
     rows = [{"instruction": f"what is the {i}?", "output": "x" * 10_000, "generator": "g"} for i in range(3)]
     file.write_text(json.dumps(rows))

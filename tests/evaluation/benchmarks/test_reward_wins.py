@@ -1,4 +1,4 @@
-"""Win rates under a small reward model that the test trains."""
+"""Test win rates under a small reward model, which this file trains."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,13 +55,13 @@ def reward_model(tmp_path_factory: pytest.TempPathFactory) -> RewardModel:
     return _train(tmp_path_factory.mktemp("reward"))
 
 
-def test_lines_win_rates_over_targets_and_sft(reward_model: RewardModel, tmp_path: Path) -> None:
-    """Targets are [bad, bad, good, good]; comments give each answer's outcome."""
+def test_lines_report_win_rates_over_targets_and_sft(reward_model: RewardModel, tmp_path: Path) -> None:
+    """The targets are bad, bad, good, good. Comments give each answer's outcome against its target."""
     targets = {"a": BAD, "b": BAD, "c": GOOD, "d": GOOD}
     examples = [example(name, f"what is {name}?", target) for name, target in targets.items()]
     answers_by_system = {
         "SFT": {"a": GOOD, "b": BAD, "c": GOOD, "d": BAD},  # win, tie, tie, loss
-        "Self-Contrast": {"a": GOOD, "b": BAD, "c": GOOD, "d": GOOD},  # win, tie, tie, tie; over SFT one win in four
+        "Self-Contrast": {"a": GOOD, "b": BAD, "c": GOOD, "d": GOOD},  # win, tie, tie, tie
     }
     reward_wins = RewardWins(None, 1, reward_model)
     for name, answers in answers_by_system.items():
@@ -72,7 +72,7 @@ def test_lines_win_rates_over_targets_and_sft(reward_model: RewardModel, tmp_pat
     values = {(line.system, line.what): line.value.estimate for line in lines}
     assert values["SFT", "win rate over target"] == 0.5
     assert values["Self-Contrast", "win rate over target"] == 0.625
-    assert values["Self-Contrast", "win rate over SFT"] == 0.625
+    assert values["Self-Contrast", "win rate over SFT"] == 0.625  # d is a win, the others are ties
     fewer_targets = [replace(e, target="", has_target=False) if e.id in "ab" else e for e in examples]
     (tmp_path / "fewer").mkdir()
     summary = reward_wins.run(tmp_path / "fewer", subject(fewer_targets, tmp_path / "SFT scores", label="SFT"))
@@ -90,7 +90,7 @@ def test_lines_win_rates_over_targets_and_sft(reward_model: RewardModel, tmp_pat
     assert values["SFT", "mean of sigmoid(reward)"] == pytest.approx(expected, abs=1e-5)
 
 
-def test_run_dialogue_has_no_target_reward(reward_model: RewardModel, tmp_path: Path) -> None:
+def test_run_gives_dialogues_no_target_reward(reward_model: RewardModel, tmp_path: Path) -> None:
     examples = [example("a", "what is a?", GOOD), example("t", "?", "!", turns=["what is a?", "what is b?"])]
     scores = write_answers(tmp_path / "scores", {("a", 0): [BAD], ("t", 0): [BAD, GOOD]})
     RewardWins(None, 1, reward_model).run(tmp_path, subject(examples, scores))
@@ -113,7 +113,7 @@ class NanRewardModel:
 
 
 def test_run_nan_reward_is_rejected_with_its_example(tmp_path: Path) -> None:
-    """Before, targets with reward NaN were dropped: without five of ten, the win rate rose from 45% to 90%."""
+    """An earlier version dropped targets with reward NaN. Without five of ten, the win rate was 90%, not 45%."""
     examples = [example(name, f"what is {name}?", GOOD) for name in "abcdefghij"]
     scores = write_answers(tmp_path / "scores", {(e.id, 0): [BAD] for e in examples})
     broken: Any = NanRewardModel(tuple(f"what is {name}?" for name in "bdfhj"))

@@ -1,4 +1,4 @@
-"""One cap on the cost of all judgments of a job."""
+"""Test the cap on the cost of all judgments of a job."""
 
 from pathlib import Path
 
@@ -19,11 +19,11 @@ def test_budget_stops_before_the_cap_across_accounts(tmp_path: Path) -> None:
     budget = Budget(100 + 2 * OVERHEAD)
     first, second = (account(tmp_path, budget, who) for who in ("mt_bench SFT", "pairwise SFT"))
     budget.count("paid before", 10)
-    request = first.reserve("x" * 30, 50)  # with the 10 paid before: 122
+    request = first.reserve("x" * 30, 50)  # 112 and the 10 paid before: 122
     assert request.reserved == 80 + OVERHEAD
     with pytest.raises(UserError, match=r"evaluation\.max_cost=164 .*pairwise SFT: 122 "):
         second.reserve("", 11)
-    request.settle(20, 10)  # with the 10 paid before: 40
+    request.settle(20, 10)  # 30 and the 10 paid before: 40
     assert second.reserve("", 60 + OVERHEAD).reserved == 60 + 2 * OVERHEAD
     with pytest.raises(UserError, match="mt_bench SFT"):
         first.reserve("x", 0)
@@ -50,21 +50,23 @@ def test_bills_unsettled_try_counts_at_its_maximum_in_the_next_run(tmp_path: Pat
     payer.reserve("x", 50)
     payer.reserve("x", 50).settle(3, 4)
     payer.reserve("y", 50).settle(0, 0)
-    again = Bills(tmp_path, {"judge": "one"})
-    assert again.tokens("x") == (1 + OVERHEAD + 3, 54)
-    assert again.tokens("y") == again.tokens("z") == (0, 0)
+    reloaded = Bills(tmp_path, {"judge": "one"})
+    assert reloaded.tokens("x") == (1 + OVERHEAD + 3, 54)
+    assert reloaded.tokens("y") == reloaded.tokens("z") == (0, 0)
     assert Bills(tmp_path, {"judge": "another"}).tokens("x") == (0, 0)
 
 
-@pytest.mark.parametrize("rest", ["", "{", "[]", '{"try": "1", "prompt": "p"}', '{"try": 1, "prompt": 2, "promp', "7"])
-def test_bills_cut_line_spoils_no_other(rest: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "last_line", ["", "{", "[]", '{"try": "1", "prompt": "p"}', '{"try": 1, "prompt": 2, "promp', "7"]
+)
+def test_bills_with_a_truncated_last_line_keep_the_other_lines(last_line: str, tmp_path: Path) -> None:
     account(tmp_path, Budget(None)).reserve("x", 5)
     (file,) = tmp_path.iterdir()
-    file.write_text(f"{file.read_text()}{rest}")
+    file.write_text(f"{file.read_text()}{last_line}")
     account(tmp_path, Budget(None)).reserve("x", 6)
     assert Bills(tmp_path, {"judge": "one"}).tokens("x") == (2 * (1 + OVERHEAD), 11)
 
 
 @pytest.mark.parametrize("prompt", ["", "words in plain English", "数字と漢字", "1234567890", "🙂🙂", "\ud800"])
-def test_reserved_tokens_bound_those_of_any_tokenizer(prompt: str) -> None:
+def test_token_upper_bound_is_at_least_the_number_of_bytes(prompt: str) -> None:
     assert token_upper_bound(prompt) >= len(prompt.encode(errors="replace"))

@@ -1,4 +1,4 @@
-"""Agreement with gold verdicts, computed by hand."""
+"""Check the agreement with gold verdicts against numbers computed by hand."""
 
 import pytest
 
@@ -7,10 +7,11 @@ from selfcontrast.evaluation.judges.calibration import agreement
 OPTIONS = {"confidence": 0.95, "n_bootstrap": 200, "seed": 0}
 
 
-def test_agreement_accuracy_position_and_length() -> None:
-    """Accuracy: right, wrong, half (the verdict flips with the order), right (a tie, as in gold): 2.5 of 4.
+def test_agreement_of_four_pairs_equals_numbers_by_hand() -> None:
+    """The judge is right, wrong, half right (the verdict flips with the order) and right (a tie, as in gold): 2.5 / 4.
 
-    Length: (1-1)·1, (0-1)·(-1) = 1, (0.5-0)·1 = 0.5, and none for equal lengths: 1.5 of 3.
+    The length bias is the mean of (outcome - gold)·sign(longer) over the three pairs of unequal length:
+    ((1-1)·1 + (0-1)·(-1) + (0.5-0)·1) / 3 = 1.5 / 3.
     """
     result = agreement([1, 1, 0, 0.5], ([1, 0, 1, 0.5], [1, 0, 0, 0.5]), [5, -2, 1, 0], list("abcd"), **OPTIONS)
     assert result.accuracy.estimate == pytest.approx(2.5 / 4)

@@ -1,4 +1,4 @@
-"""The ledger keeps every paid judgment and never confuses two."""
+"""Check that the ledger keeps every paid judgment and never mixes up two of them."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def test_ledger_sums_tokens_over_tries(tmp_path: Path) -> None:
         assert each.get("k") == Judgment("ok", 3.0, "[[3]]", 14, 6)
 
 
-def test_ledger_cut_line_loses_only_its_judgment(tmp_path: Path) -> None:
+def test_ledger_with_a_truncated_line_loses_only_that_judgment(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, JUDGE)
     ledger.add("a", Judgment("ok", 3.0))
     [file] = tmp_path.iterdir()
@@ -35,7 +35,7 @@ def test_ledger_cut_line_loses_only_its_judgment(tmp_path: Path) -> None:
     assert [bool(Ledger(tmp_path, JUDGE).get(key)) for key in "abc"] == [True, False, True]
 
 
-def test_ledger_key_depends_on_judge_prompt_and_kind(tmp_path: Path) -> None:
+def test_ledger_key_depends_on_judge_and_prompt_and_pairwise(tmp_path: Path) -> None:
     ledger, other = Ledger(tmp_path, JUDGE), Ledger(tmp_path, {"model": "n"})
     keys = [ledger.key("p", True), ledger.key("p", False), ledger.key("q", True), other.key("p", True)]
     assert len(set(keys)) == 4
@@ -44,7 +44,7 @@ def test_ledger_key_depends_on_judge_prompt_and_kind(tmp_path: Path) -> None:
 
 
 def test_ledger_failure_after_an_answer_keeps_the_answer(tmp_path: Path) -> None:
-    """Two jobs may request the same judgment at once."""
+    """Two jobs may request the same judgment at once, and the second one may fail."""
     ledger = Ledger(tmp_path, JUDGE)
     ledger.add("k", Judgment("ok", 3.0, "[[3]]", 7, 4))
     ledger.add("k", Judgment("api_error", None, "busy", 7, 0))

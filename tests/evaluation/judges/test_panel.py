@@ -1,4 +1,4 @@
-"""Panels of judges: their mean, disagreement, cost and reuse of judgments."""
+"""Test panels of judges: their mean, disagreement, cost and reuse of judgments."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -77,7 +77,7 @@ def test_panel_value_is_the_mean_and_disagreement_is_reported(tmp_path: Path) ->
     assert disagreement(judgments) == {"judges": 3, "judges_apart": (3 + 3 + 0) / 3, "judges_disagree": 1}
 
 
-def test_disagreement_compares_sides_not_degrees() -> None:
+def test_disagreement_compares_winners_not_degrees() -> None:
     def panel(*values: float) -> Judgment:
         return combine([Judgment("ok", value) for value in values])
 
@@ -88,7 +88,7 @@ def test_disagreement_compares_sides_not_degrees() -> None:
     assert disagreement([Judgment("ok", 1.0)]) == {}
 
 
-def test_panel_with_one_failed_judge_has_no_value_but_its_cost(tmp_path: Path) -> None:
+def test_panel_with_one_failed_judge_has_a_cost_and_no_value(tmp_path: Path) -> None:
     panel = Panel({"a": text_judge("a", "[[A]]"), "b": text_judge("b", "well")})
     (judgment,) = judge(panel, [pair("x", "y")], judge_context(tmp_path))
     assert (judgment.status, judgment.value, judgment.reply) == ("unparsable", None, "well")
@@ -114,9 +114,9 @@ def test_panel_reuses_judgments(tmp_path: Path) -> None:
     first, second = text_judge("a", "[[A]]"), text_judge("b", "[[B]]")
     panel = Panel({"a": first, "b": second})
     judge(panel, [pair("x", "y")], judge_context(tmp_path))
-    again = judge(panel, [pair("x", "y"), pair("x", "z")], judge_context(tmp_path))
+    judgments = judge(panel, [pair("x", "y"), pair("x", "z")], judge_context(tmp_path))
     assert (len(first.prompts), len(second.prompts)) == (2, 2)
-    assert [judgment.value for judgment in again] == [0.5, 0.5]
+    assert [judgment.value for judgment in judgments] == [0.5, 0.5]
 
 
 def test_benchmark_with_a_panel_reports_disagreement(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_benchmark_with_a_panel_reports_disagreement(tmp_path: Path) -> None:
     assert "2 judges, who differ by 1.00 on average and disagree in 100.0%" in sentence
 
 
-def test_panel_single_judge_is_rejected_and_a_bad_one_named() -> None:
+def test_panel_of_one_judge_or_with_an_unusable_judge_is_rejected() -> None:
     with pytest.raises(UserError, match=r"judges=\['a'\]"):
         Panel({"a": text_judge("a", "")})
     with pytest.raises(UserError, match=r"judge\.judges\.b: judge\.model=absent"):
@@ -143,7 +143,7 @@ def test_panel_single_judge_is_rejected_and_a_bad_one_named() -> None:
 def test_panel_with_the_same_judge_twice_is_rejected() -> None:
     with pytest.raises(UserError, match=r"judges\.c .*judges\.a "):
         Panel({"a": VerifierJudge(), "b": text_judge("b", ""), "c": VerifierJudge()})
-    same = Panel({"a": text_judge("a", "", PRICE), "b": text_judge("a", "", None)})  # one ledger, so one judge
+    same = Panel({"a": text_judge("a", "", PRICE), "b": text_judge("a", "", None)})  # they share a ledger
     with pytest.raises(UserError, match=r"judges\.b .*judges\.a "):
         same.check(None)
     Panel({"a": text_judge("a", ""), "b": text_judge("b", "")}).check(None)

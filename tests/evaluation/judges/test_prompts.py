@@ -1,4 +1,4 @@
-"""Judge prompts hold each part once, and no answer escapes its fence."""
+"""Check that judge prompts hold each part once, and that no answer escapes its fence."""
 
 import re
 
@@ -24,7 +24,7 @@ def test_template_folder_holds_exactly_the_known_templates() -> None:
     assert {file.stem for file in TEMPLATES.glob("*")} == {*NAMES, *FIVE_GRADED}
 
 
-def test_judge_prompt_of_two_turns_with_references() -> None:
+def test_judge_prompt_of_two_turns_shows_answers_and_references() -> None:
     case = Case(question("q", "First?", "Second?"), 1, (("one", "two"),), ("right one", "right two"))
     texts = parts(judge_prompt(case, 1000))
     end = texts.pop("end")

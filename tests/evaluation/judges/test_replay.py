@@ -1,4 +1,4 @@
-"""Replay of recorded judgments."""
+"""Test the replay of recorded judgments."""
 
 import json
 from pathlib import Path
@@ -24,13 +24,13 @@ def values(judge: ReplayJudge, *cases: Case) -> list[tuple[str, float | None]]:
         return [(j.status, j.value) for j in judging(cases)]
 
 
-def test_replay_finds_comparisons_by_the_order_shown(tmp_path: Path) -> None:
+def test_replay_finds_comparisons_by_the_order_of_the_answers(tmp_path: Path) -> None:
     row = {"question_id": 1, "turn": 1, "model_1": "a", "model_2": "b", "g1_judgment": "[[A]]", "g2_judgment": "[[C]]"}
     path = write_record(tmp_path, row)
     first = Case(question("1", "?"), 0, (("x",), ("y",)))
     second = Case(question("1", "?"), 0, (("y",), ("x",)), swapped=True)
     assert values(ReplayJudge(path, "a", "b"), first, second) == [("ok", 1), ("ok", 0.5)]
-    # In the second game, b's own answer came first.
+    # In the second game, the judge saw the answer of b first.
     assert values(ReplayJudge(path, "b", "a"), first, second) == [("ok", 0.5), ("ok", 1)]
 
 

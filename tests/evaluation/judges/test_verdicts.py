@@ -1,4 +1,4 @@
-"""Strict reading of verdicts, checked also on public judgments of GPT-4."""
+"""Test the strict reading of verdicts, also on public judgments of GPT-4."""
 
 import json
 import math
@@ -52,7 +52,7 @@ from shared import shared_data
         ("> [[10]]", "unparsable", None),
     ],
 )
-def test_read_verdict_of_a_grade(reply: str, status: str, value: float | None) -> None:
+def test_read_verdict_accepts_only_valid_grades(reply: str, status: str, value: float | None) -> None:
     judgment = read_verdict(reply, pairwise=False)
     assert (judgment.status, judgment.value, judgment.reply) == (status, value, reply)
 
@@ -69,7 +69,7 @@ def test_read_verdict_of_a_grade(reply: str, status: str, value: float | None) -
         ("A", "unparsable", None),
     ],
 )
-def test_read_verdict_of_a_comparison(reply: str, status: str, value: float | None) -> None:
+def test_read_verdict_accepts_only_valid_choices(reply: str, status: str, value: float | None) -> None:
     judgment = read_verdict(reply, pairwise=True)
     assert (judgment.status, judgment.value) == (status, value)
 
@@ -91,7 +91,7 @@ def test_read_verdict_of_a_comparison(reply: str, status: str, value: float | No
         ("A>B", None),
     ],
 )
-def test_read_verdict_of_five_degrees(reply: str, value: float | None) -> None:
+def test_read_verdict_accepts_only_five_degrees(reply: str, value: float | None) -> None:
     judgment = read_verdict(reply, pairwise=True, five=True)
     assert (judgment.status, judgment.value) == ("ok" if value is not None else "unparsable", value)
 
@@ -106,12 +106,12 @@ def test_read_verdict_uses_the_last_verdict(before: str, rating: int) -> None:
     ("reply", "position"),
     [("[[A]]", 2), ("> [[A]]\n[[ B ]]", 11), ("```\n[[A]]\n```\n[[C]]", 16), ("[[7]]", None), ("> [[A]]", None)],
 )
-def test_choice_position_is_that_of_the_verdict_read(reply: str, position: int | None) -> None:
+def test_choice_position_is_where_the_verdicts_letter_begins(reply: str, position: int | None) -> None:
     assert choice_position(reply) == position
 
 
-def test_expected_outcome_by_hand() -> None:
-    """The letters have 0.8 together: 0.6 / 0.8 for A and half of 0.1 / 0.8 for C."""
+def test_expected_outcome_equals_numbers_by_hand() -> None:
+    """The letters have probability 0.8 together. A adds 0.6 / 0.8, and C adds half of 0.1 / 0.8."""
     probabilities = {"A": 0.6, "B": 0.1, "C": 0.1}
     assert expected_outcome(
         {letter: math.log(probability) for letter, probability in probabilities.items()}
@@ -133,7 +133,7 @@ def test_read_verdict_of_recorded_gradings_equals_the_stored_scores() -> None:
     assert len(rows) == 480
     for row in rows:
         judgment = read_verdict(row["judgment"], pairwise=False)
-        if row["score"] == -1:  # FastChat's code for no score
+        if row["score"] == -1:  # FastChat writes -1 if it finds no score
             assert (judgment.status, judgment.value) == ("unparsable", None)
         else:
             assert (judgment.status, judgment.value) == ("ok", row["score"])

@@ -1,4 +1,4 @@
-"""The data's verifier as a judge."""
+"""Test the data's verifier as a judge."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def test_verifier_judge_grades_and_compares_by_score() -> None:
         assert [j.value for j in judging(cases)] == [10, 1, 5.5, 1, 0, 0.5]
 
 
-def test_verifier_judge_passes_the_turn() -> None:
+def test_verifier_judge_passes_the_turn_to_the_verifier() -> None:
     class TurnVerifier:
         def score(self, example: object, response: str, turn: int = -1) -> float:
             return turn / 2

@@ -34,7 +34,7 @@ def test_mean_interval_half_width_is_the_clustered_standard_error() -> None:
 
 
 @pytest.mark.parametrize("size", [12, 80])
-def test_mean_interval_bounds_are_the_outer_ones_of_bca_and_students_t(size: int) -> None:
+def test_mean_interval_bounds_are_the_wider_of_bca_and_students_t(size: int) -> None:
     values = np.random.default_rng(1).exponential(size=size)
     z = np.sqrt(size / (size - 1)) * stats.t.ppf(0.975, size - 1)
     bca = stats.bootstrap(
@@ -56,7 +56,7 @@ def test_mean_interval_clustered_is_wider_than_naive() -> None:
 
 
 @pytest.mark.parametrize("prompts", [10, 40])
-def test_mean_interval_coverage_of_correlated_scores(prompts: int) -> None:
+def test_mean_interval_of_correlated_scores_covers_at_its_level(prompts: int) -> None:
     rng = np.random.default_rng(3)
     simulations = 600
     covered = 0
@@ -67,7 +67,7 @@ def test_mean_interval_coverage_of_correlated_scores(prompts: int) -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.integers(0, 9)), min_size=1, max_size=40))
-@example([(0.0, 0), (2.4431947998322144e-177, 1)])  # its square underflows
+@example([(0.0, 0), (2.4431947998322144e-177, 1)])  # the square of this number underflows
 def test_mean_interval_bounds_enclose_the_estimate(rows: list[tuple[float, int]]) -> None:
     values, labels = zip(*rows, strict=True)
     result = mean_interval(values, labels, n_bootstrap=200)
@@ -78,7 +78,8 @@ def test_mean_interval_bounds_enclose_the_estimate(rows: list[tuple[float, int]]
         assert np.isnan(result.high)
     else:
         span = max(values) - min(values)
-        assert min(values) - 13 * span - slack <= result.low <= result.estimate + slack  # t(1) is 12.7
+        # With two clusters, the 97.5% quantile of Student's t is 12.7.
+        assert min(values) - 13 * span - slack <= result.low <= result.estimate + slack
         assert result.estimate - slack <= result.high <= max(values) + 13 * span + slack
 
 
@@ -90,20 +91,20 @@ def test_mean_interval_ignores_order_and_names_of_clusters() -> None:
     assert (second.low, second.high) == pytest.approx((first.low, first.high))
 
 
-def test_mean_interval_depends_on_the_seed_only() -> None:
+def test_mean_interval_is_equal_for_equal_seeds_only() -> None:
     values, labels = correlated(np.random.default_rng(6), 30, 2)
     assert mean_interval(values, labels, seed=1) == mean_interval(values, labels, seed=1)
     assert mean_interval(values, labels, seed=1) != mean_interval(values, labels, seed=2)
 
 
-def test_mean_interval_higher_level_is_wider() -> None:
+def test_mean_interval_with_higher_confidence_is_wider() -> None:
     values, labels = correlated(np.random.default_rng(7), 30, 2)
     narrow, wide = (mean_interval(values, labels, confidence=confidence) for confidence in (0.8, 0.99))
     assert wide.low < narrow.low < narrow.high < wide.high
 
 
 @pytest.mark.parametrize("prompts", [10, 20])
-def test_paired_difference_coverage_of_few_mostly_tied_prompts(prompts: int) -> None:
+def test_paired_difference_of_few_mostly_tied_prompts_covers_at_its_level(prompts: int) -> None:
     """The systems fail 3% and 5% of the prompts. BCa alone covers 84% with 10 and 81% with 20 prompts."""
     rng = np.random.default_rng(30)
     covered = n_finite = 0
@@ -117,12 +118,12 @@ def test_paired_difference_coverage_of_few_mostly_tied_prompts(prompts: int) -> 
     assert covered / n_finite > 0.935
 
 
-def test_mean_interval_blocks_cover_all_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mean_interval_in_ten_blocks_equals_that_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
     values, labels = correlated(np.random.default_rng(8), 30, 2)
-    whole = mean_interval(values, labels)
+    one_block = mean_interval(values, labels)
     monkeypatch.setattr(clusters, "_BLOCK", 30 * 1000)  # 9999 resamples in ten blocks, the last one short
-    parts = mean_interval(values, labels)
-    assert (parts.low, parts.high) == pytest.approx((whole.low, whole.high), abs=0.05)
+    ten_blocks = mean_interval(values, labels)
+    assert (ten_blocks.low, ten_blocks.high) == pytest.approx((one_block.low, one_block.high), abs=0.05)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e9])
@@ -132,8 +133,8 @@ def test_mean_interval_equal_scores_have_no_bounds(value: float) -> None:
     assert np.isnan([result.low, result.high]).all()
 
 
-def test_mean_interval_two_clusters_by_hand() -> None:
-    """Means 0 and 1: standard error 1/2, t with one degree of freedom 12.706."""
+def test_mean_interval_of_two_clusters_equals_numbers_by_hand() -> None:
+    """The cluster means 0 and 1 have the standard error 1/2. Student's t with one degree of freedom is 12.706."""
     result = mean_interval([0, 0, 1, 1], [0, 0, 1, 1])
     assert (result.low, result.high) == pytest.approx((0.5 - 6.3531, 0.5 + 6.3531), abs=1e-4)
 
@@ -203,8 +204,8 @@ def test_win_rate_of_wins_and_losses_equals_scipys_exact_interval(counts: tuple[
     assert (result.low, result.high) == pytest.approx((expected.low, expected.high))
 
 
-def test_win_rate_twenty_of_twenty_has_width() -> None:
-    """Twenty wins have a probability of 2.5% at the rate 0.025^(1/20) = 0.8316."""
+def test_win_rate_of_only_wins_or_losses_has_exact_bounds() -> None:
+    """At the win rate 0.025^(1/20) = 0.8316, the probability of twenty wins is 2.5%."""
     result = win_rate(np.ones(20), np.arange(20))
     assert (result.low, result.high) == (pytest.approx(0.8316, abs=1e-4), 1.0)
     result = win_rate(np.zeros(20), np.arange(20))
@@ -218,11 +219,11 @@ def test_rate_interval_equal_samples_of_a_prompt_are_one_observation() -> None:
     assert (single.n, eight.n, eight.clusters) == (20, 160, 20)
 
 
-def test_win_rate_twenty_ties_have_width() -> None:
-    """One cluster has the largest variance, a quarter, which gives 20^2 independent outcomes.
+def test_win_rate_of_only_ties_is_uncertain() -> None:
+    """`rate_interval` adds one cluster of the largest variance, 1/4. So the ties count as 20^2 independent outcomes.
 
-    t with 2 degrees of freedom is 4.3027, so the effective size is 400 (1.95996 / 4.30265)^2 = 83.0. The interval is
-    scipy's beta quantile for 41.5 wins of 83.
+    t with 2 degrees of freedom is 4.3027, so the effective size is 400 (1.95996 / 4.30265)^2 = 83.0. The bounds are
+    scipy's beta quantiles for 41.5 wins of 83.
     """
     result = win_rate(np.full(20, 0.5), np.arange(20))
     n = 400 * (stats.norm.ppf(0.975) / stats.t.ppf(0.975, 2)) ** 2
@@ -239,7 +240,7 @@ def test_rate_interval_of_many_clusters_follows_the_standard_error() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.integers(0, 9)), min_size=1, max_size=40))
-def test_rate_interval_has_width_and_stays_in_range(rows: list[tuple[float, int]]) -> None:
+def test_rate_interval_is_wider_than_zero_and_within_0_and_1(rows: list[tuple[float, int]]) -> None:
     outcomes, labels = zip(*rows, strict=True)
     result = rate_interval(outcomes, labels)
     if result.clusters == 1:
@@ -258,7 +259,7 @@ def test_rate_interval_outcome_out_of_range_is_rejected(outcome: float) -> None:
 
 
 @pytest.mark.parametrize("outcome", [2, -1, 0.3, np.nan])
-def test_win_rate_other_outcomes_are_rejected(outcome: float) -> None:
+def test_win_rate_outcome_that_is_no_win_tie_or_loss_is_rejected(outcome: float) -> None:
     with pytest.raises(ValueError, match=r"0, 0\.5 or 1"):
         win_rate([1, outcome], [0, 1])
 
@@ -268,7 +269,7 @@ def test_win_rate_without_outcomes_is_rejected() -> None:
         win_rate([], [])
 
 
-# --- paired ---
+# --- paired_difference ---
 
 
 def test_paired_difference_weighs_prompts_equally() -> None:
@@ -283,8 +284,10 @@ def test_paired_difference_equals_the_interval_of_differences() -> None:
     a, labels = correlated(rng, 50, 1)
     b = a + 0.1 * rng.normal(size=50)
     paired = paired_difference(a, b, labels)
-    alone = mean_interval(a - b, labels)
-    assert (paired.estimate, paired.low, paired.high) == pytest.approx((alone.estimate, alone.low, alone.high))
+    of_differences = mean_interval(a - b, labels)
+    assert (paired.estimate, paired.low, paired.high) == pytest.approx(
+        (of_differences.estimate, of_differences.low, of_differences.high)
+    )
     # Prompts vary ten times as much as the systems differ. Pairing removes that variance.
     unpaired = mean_interval(a, labels)
     assert paired.high - paired.low < 0.3 * (unpaired.high - unpaired.low)
@@ -299,7 +302,7 @@ def test_paired_difference_changes_sign_with_swapped_systems() -> None:
     assert (back.low, back.high) == pytest.approx((-forth.high, -forth.low), abs=0.02)
 
 
-def test_paired_difference_other_clusters_are_rejected() -> None:
+def test_paired_difference_of_different_clusters_is_rejected() -> None:
     for clusters_b in ([0, 2], [0, 0], ["0", "1"]):
         with pytest.raises(ValueError, match="same clusters"):
             paired_difference([1, 2], [1, 2], [0, 1], clusters_b)

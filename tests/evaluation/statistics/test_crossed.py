@@ -1,4 +1,4 @@
-"""The crossed mean against Student's t for a single factor, by hand, and in simulations."""
+"""Compare the crossed mean with Student's t, with numbers computed by hand, and with simulated truth."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ from selfcontrast.evaluation.statistics.crossed import crossed_mean, mean_square
 RNG = np.random.default_rng(0)
 
 
-def test_crossed_mean_of_one_seed_is_students_t_over_prompts() -> None:
+def test_crossed_mean_of_one_seed_equals_students_t_over_prompts() -> None:
     x = RNG.normal(0.2, 1.0, 30)
     result, expected = crossed_mean(x[None, :]), stats.ttest_1samp(x, 0.0)
     assert result.p_value == pytest.approx(expected.pvalue)
@@ -23,7 +23,7 @@ def test_crossed_mean_of_one_seed_is_students_t_over_prompts() -> None:
     assert math.isnan(result.seed_error)
 
 
-def test_crossed_mean_with_seed_variance_only_is_students_t_over_seeds() -> None:
+def test_crossed_mean_with_only_seed_variance_equals_students_t_over_seeds() -> None:
     """All prompts gain the same from a seed, so seeds are the only source of variance."""
     means = np.array([0.01, 0.03, 0.02, 0.05, -0.01])
     result, expected = crossed_mean(np.tile(means[:, None], (1, 400))), stats.ttest_1samp(means, 0.0)
@@ -32,18 +32,18 @@ def test_crossed_mean_with_seed_variance_only_is_students_t_over_seeds() -> None
     assert result.seed_error == pytest.approx(means.std(ddof=1) / math.sqrt(5))
 
 
-def test_crossed_mean_of_equal_seeds_is_that_of_one() -> None:
-    """Repeated numbers are not new evidence. The interval stays that of prompts alone."""
+def test_crossed_mean_of_equal_seeds_equals_that_of_one_seed() -> None:
+    """Repeated numbers are not new evidence. The interval stays the one over prompts alone."""
     x = RNG.normal(0.1, 1.0, 25)
     single, three = crossed_mean(x[None, :]), crossed_mean(np.tile(x, (3, 1)))
     assert (three.low, three.high) == pytest.approx((single.low, single.high))
     assert three.seed_error == pytest.approx(0, abs=1e-12)
 
 
-def test_crossed_mean_by_hand() -> None:
-    """Rows 1, 3 and 5, 11: the grand mean is 5, the seeds' means 2 and 8, the prompts' means 3 and 7."""
+def test_crossed_mean_of_two_seeds_and_two_prompts_equals_numbers_by_hand() -> None:
+    """The table's grand mean is 5, its seeds' means are 2 and 8, and its prompts' means are 3 and 7."""
     table = np.array([[1.0, 3.0], [5.0, 11.0]])
-    # Seeds: 2 (9 + 9) / 1; prompts: 2 (4 + 4) / 1; the rest is 1, -1, -1, 1: 4 / 1.
+    # Mean squares: 2 (9 + 9) / 1 of seeds, 2 (4 + 4) / 1 of prompts, and 4 / 1 of the rest, which is 1, -1, -1, 1.
     assert mean_squares(table) == pytest.approx((36, 16, 4))
     result = crossed_mean(table, confidence=0.9)
     assert result.error == pytest.approx(math.sqrt((36 + 16 - 4) / 4))
@@ -55,8 +55,8 @@ def test_crossed_mean_by_hand() -> None:
     assert result.p_value == pytest.approx(1 - 2 / math.pi * math.atan(5 / math.sqrt(12)))
 
 
-def test_crossed_mean_parts_have_their_own_degrees_of_freedom() -> None:
-    """Two seeds that differ by 0.001 by chance still have one degree of freedom: t(1) = 12.706."""
+def test_crossed_mean_seeds_and_prompts_have_separate_degrees_of_freedom() -> None:
+    """Two seeds have one degree of freedom, t(1) = 12.706, even if they differ by only 0.001."""
     x = RNG.normal(0.0, 1.0, 60)
     table = np.stack([x + 0.0005, x - 0.0005])
     seed, prompt, rest = mean_squares(table)
@@ -70,7 +70,7 @@ def test_crossed_mean_parts_have_their_own_degrees_of_freedom() -> None:
     arrays(np.float64, st.tuples(st.integers(2, 4), st.integers(2, 6)), elements=st.floats(-1, 1)),
     st.sampled_from([0.5, 0.9, 0.95, 0.99]),
 )
-def test_crossed_mean_p_value_is_where_the_interval_reaches_zero(table: Any, confidence: float) -> None:
+def test_crossed_mean_p_value_is_below_alpha_if_the_interval_excludes_zero(table: Any, confidence: float) -> None:
     result = crossed_mean(table, confidence)
     if math.isnan(result.low):
         assert math.isnan(result.p_value)
@@ -78,8 +78,8 @@ def test_crossed_mean_p_value_is_where_the_interval_reaches_zero(table: Any, con
         assert (result.p_value < 1 - confidence) == (result.low > 0 or result.high < 0)
 
 
-def test_crossed_mean_is_at_least_as_wide_as_prompts_alone() -> None:
-    """If the rest outweighs the prompts by chance and the seeds' means are equal, the sum of the parts is 0."""
+def test_crossed_mean_interval_is_at_least_as_wide_as_over_prompts_alone() -> None:
+    """The seeds' mean square is 0 and the prompts' is below that of the rest, so the two parts add up to 0."""
     table = np.array([[1.0, -1.0, 0.5], [-0.9, 0.9, 0.5]])
     seed, prompt, rest = mean_squares(table)
     assert seed == pytest.approx(0, abs=1e-12)
@@ -90,8 +90,8 @@ def test_crossed_mean_is_at_least_as_wide_as_prompts_alone() -> None:
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 @pytest.mark.parametrize(("seed", "prompt", "rest"), [(0.1, 0.2, 0.3), (0.0, 0.2, 0.3), (0.05, 0.0, 0.3)])
-def test_crossed_mean_coverage(seeds: int, seed: float, prompt: float, rest: float) -> None:
-    """With two seeds and the first setting, pooled degrees of freedom cover 88%."""
+def test_crossed_mean_covers_at_its_level(seeds: int, seed: float, prompt: float, rest: float) -> None:
+    """With two seeds and the first setting, pooled degrees of freedom would cover only 88%."""
     rng = np.random.default_rng(1)
     covered = 0
     for _ in range(600):
@@ -99,7 +99,7 @@ def test_crossed_mean_coverage(seeds: int, seed: float, prompt: float, rest: flo
         table = table + rest * rng.standard_normal((seeds, 80)) + 0.04
         result = crossed_mean(table)
         covered += result.low <= 0.04 <= result.high
-    assert covered / 600 > 0.95 - 0.027  # three standard errors of 600 trials; wider is allowed
+    assert covered / 600 > 0.95 - 0.027  # 0.027 is three standard errors of 600 trials
 
 
 def test_crossed_mean_covers_where_seeds_alone_do_not() -> None:
@@ -108,9 +108,9 @@ def test_crossed_mean_covers_where_seeds_alone_do_not() -> None:
     covered = {"crossed": 0, "seeds": 0}
     for _ in range(300):
         table = 0.3 * rng.standard_normal((1, 60)) + 0.1 * rng.standard_normal((5, 60))
-        result, alone = crossed_mean(table), stats.ttest_1samp(table.mean(axis=1), 0).confidence_interval()
+        result, seeds_only = crossed_mean(table), stats.ttest_1samp(table.mean(axis=1), 0).confidence_interval()
         covered["crossed"] += result.low <= 0 <= result.high
-        covered["seeds"] += alone.low <= 0 <= alone.high
+        covered["seeds"] += seeds_only.low <= 0 <= seeds_only.high
     assert covered["seeds"] < 0.75 * 300 < 0.9 * 300 < covered["crossed"]
 
 
@@ -118,10 +118,10 @@ def test_crossed_mean_covers_where_seeds_alone_do_not() -> None:
     "table",
     [
         [[0.0, 0.0], [0.0, 0.0]],  # no difference anywhere
-        [[1.0, 1.0]],  # two prompts of all ones
+        [[1.0, 1.0]],  # one seed, on which both prompts are equal
         [[1.0]],
         [[0.1 + 0.2, 0.3], [0.3, 0.3]],  # equal up to rounding
-        [[1.0, -1.0], [-1.0, 1.0]],  # the means of seeds do not differ, nor those of prompts; only single cells do
+        [[1.0, -1.0], [-1.0, 1.0]],  # cells differ, but all means of seeds and prompts are equal
     ],
 )
 def test_crossed_mean_without_variation_has_no_interval(table: list[list[float]]) -> None:
@@ -135,6 +135,6 @@ def test_crossed_mean_without_a_table_is_rejected(values: list[object]) -> None:
         crossed_mean(values)  # type: ignore[arg-type]
 
 
-def test_crossed_mean_level_out_of_range_is_rejected() -> None:
+def test_crossed_mean_confidence_out_of_range_is_rejected() -> None:
     with pytest.raises(ValueError, match="confidence"):
         crossed_mean([[1.0, 2.0]], confidence=1.0)

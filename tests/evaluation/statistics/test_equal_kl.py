@@ -1,4 +1,4 @@
-"""Scores at equal KL, by hand and against a plain loop."""
+"""Compare scores at equal KL with numbers computed by hand and with a plain loop."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_at_equal_kl_interpolates_at_the_smallest_final_kl() -> None:
     assert [difference.estimate for difference in result.differences] == pytest.approx([0, -0.1, 0])
 
 
-def test_score_at_uses_where_a_path_first_reaches_the_kl() -> None:
+def test_score_at_uses_the_first_place_where_a_path_reaches_the_kl() -> None:
     kl, scores = np.array([[0, 4, 1, 5]]), np.array([[0.0, 0.4, 0.9, 1.0]])
     assert score_at(kl, scores, np.array([2.0])).tolist() == pytest.approx([0.2])
     assert score_at(kl, scores, np.array([9.0])).tolist() == [1.0]
@@ -68,7 +68,7 @@ def test_at_equal_kl_one_prompt_has_no_interval() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [constant([0.0], [0.5]), constant([0, 1], [0.5, 0.6], prompts=4), constant([0, np.nan], [0.5, 0.6])],
-    ids=["one point", "other prompts", "NaN"],
+    ids=["one point", "another number of prompts", "NaN"],
 )
 def test_at_equal_kl_unusable_path_is_rejected(wrong: KLPath) -> None:
     with pytest.raises(ValueError, match=r"path|finite"):

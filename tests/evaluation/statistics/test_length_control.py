@@ -28,7 +28,7 @@ def judgments(
 ) -> tuple[Any, Any, Any]:
     """Simulate outcomes, length differences and prompts under the model, with the coefficients `MODEL` and `LENGTH`.
 
-    Outcomes of one prompt depend on normal variables with this correlation, and their lengths share a part.
+    Outcomes of a prompt depend on normal variables with `correlation`. Length differences of a prompt share a part.
     """
     labels = np.repeat(np.arange(prompts), per_prompt)
     lengths = 400 * (rng.normal(size=prompts)[labels] + rng.normal(size=prompts * per_prompt)) + 300
@@ -41,11 +41,11 @@ def judgments(
 # --- the estimate ---
 
 
-def test_win_rate_with_two_lengths_by_hand() -> None:
+def test_win_rate_with_two_lengths_equals_numbers_by_hand() -> None:
     """Half of the answers are 100 longer and win 90%, half are 100 shorter and win 40%.
 
-    Two coefficients fit both rates exactly. So the log-odds at equal length are their mean, (2.197 - 0.405) / 2, up to
-    the ridge.
+    Two coefficients fit both rates exactly. So the log-odds at equal length are the mean of the two rates' log-odds,
+    (2.197 - 0.405) / 2, up to the effect of the ridge.
     """
     outcomes = np.r_[np.ones(900), np.zeros(100), np.ones(400), np.zeros(600)]
     lengths = np.r_[np.full(1000, 100), np.full(1000, -100)]
@@ -85,9 +85,9 @@ def test_win_rate_due_to_length_alone_is_one_half() -> None:
 def test_win_rate_with_equal_lengths_is_the_raw_rate() -> None:
     outcomes = np.r_[np.ones(70), np.full(10, 0.5), np.zeros(20)]
     result = length_controlled_win_rate(outcomes, np.zeros(100), np.arange(100), n_bootstrap=2000)
-    raw = mean_interval(outcomes, np.arange(100), n_bootstrap=20_000)
+    raw_rate = mean_interval(outcomes, np.arange(100), n_bootstrap=20_000)
     assert result.win_rate.estimate == pytest.approx(0.75, abs=1e-3)
-    assert (result.win_rate.low, result.win_rate.high) == pytest.approx((raw.low, raw.high), abs=0.015)
+    assert (result.win_rate.low, result.win_rate.high) == pytest.approx((raw_rate.low, raw_rate.high), abs=0.015)
     assert result.coefficients.length == 0
     assert not result.near_separation
 
@@ -101,7 +101,7 @@ def test_win_rate_of_swapped_systems_is_the_complement() -> None:
     assert back.coefficients.length == pytest.approx(forth.coefficients.length)
 
 
-def test_win_rate_at_equal_length_by_hand() -> None:
+def test_win_rate_at_equal_length_equals_numbers_by_hand() -> None:
     """Log-odds are 0.2 + 0.5 * (1, -1) = 0.7, -0.3."""
     coefficients = Coefficients(0.2, 9.0, 0.5)
     assert win_rate_at_equal_length(coefficients, [1, -1]) == pytest.approx((expit(0.7) + expit(-0.3)) / 2)
@@ -122,7 +122,7 @@ def test_interval_half_width_equals_statsmodels_clustered_sandwich() -> None:
 
 
 @pytest.mark.parametrize("prompts", [30, 120])
-def test_interval_coverage(prompts: int) -> None:
+def test_interval_covers_at_its_level(prompts: int) -> None:
     rng = np.random.default_rng(4)
     simulations = 250
     covered = 0
@@ -148,8 +148,8 @@ def test_interval_depends_on_the_seed_not_on_blocks(monkeypatch: pytest.MonkeyPa
     assert length_controlled_win_rate(outcomes, lengths, labels, seed=1) == first
     assert length_controlled_win_rate(outcomes, lengths, labels, seed=2) != first
     monkeypatch.setattr(clusters, "_BLOCK", 100 * 150)  # 999 resamples in seven blocks, the last one short
-    parts = length_controlled_win_rate(outcomes, lengths, labels, seed=1).win_rate
-    assert (parts.low, parts.high) == pytest.approx((first.win_rate.low, first.win_rate.high), abs=0.03)
+    in_blocks = length_controlled_win_rate(outcomes, lengths, labels, seed=1).win_rate
+    assert (in_blocks.low, in_blocks.high) == pytest.approx((first.win_rate.low, first.win_rate.high), abs=0.03)
 
 
 @settings(max_examples=50)
@@ -174,8 +174,8 @@ def test_win_rate_of_any_judgments_is_ordered_and_in_range(rows: list[tuple[floa
 def two_systems(rng: np.random.Generator, prompts: int, gain: float) -> tuple[Any, Any]:
     """Simulate two systems whose log-odds at equal length differ by `gain`; the second system has 0.5.
 
-    Both systems share a prompt's random variable, so they win and lose on the same prompts. The first system has longer
-    answers, which the judge prefers.
+    Both systems share a prompt's random variable, so they tend to win and lose on the same prompts. The first system
+    has longer answers, which the judge prefers.
     """
     shared = rng.normal(size=prompts)
 
@@ -188,7 +188,7 @@ def two_systems(rng: np.random.Generator, prompts: int, gain: float) -> tuple[An
     return system(MODEL + gain, 300.0), system(MODEL, -300.0)
 
 
-def test_difference_equals_that_of_the_two_rates() -> None:
+def test_difference_equals_the_first_rate_minus_the_second() -> None:
     a, b = two_systems(np.random.default_rng(20), 300, 0.4)
     rates = [length_controlled_win_rate(*system, n_bootstrap=50).win_rate.estimate for system in (a, b)]
     controlled = length_controlled_difference(a, b, n_bootstrap=200)
@@ -200,8 +200,8 @@ def test_difference_equals_that_of_the_two_rates() -> None:
     assert length_controlled_difference(b, a, n_bootstrap=200).interval.estimate == pytest.approx(-result.estimate)
 
 
-def test_difference_has_the_flag_of_its_weaker_rate() -> None:
-    """Before, for all wins against all ties, the ridge alone gave +0.4965 [+0.4947, +0.4970]."""
+def test_difference_is_weak_if_one_of_its_rates_is() -> None:
+    """For all wins against all ties, an earlier version gave +0.4965 [+0.4947, +0.4970], which is far too narrow."""
     rng = np.random.default_rng(9)
     lengths, labels = rng.normal(0, 300, 40), np.arange(40)
     wins, ties = (np.ones(40), lengths, labels), (np.full(40, 0.5), lengths, labels)
@@ -211,8 +211,8 @@ def test_difference_has_the_flag_of_its_weaker_rate() -> None:
     assert result.interval.low < 0 < 0.5 < result.interval.high
 
 
-def test_win_rate_of_all_wins_has_width() -> None:
-    """With 20 wins and the prior of standard deviation 10, log-odds of 0 are two standard deviations away."""
+def test_win_rate_of_all_wins_has_a_wide_interval() -> None:
+    """20 wins say little about log-odds that have a prior of standard deviation 10."""
     result = win_rate_of(np.ones(20), np.random.default_rng(7).normal(0, 300, 20)).win_rate
     assert 0 < result.low < 0.6
     assert 0.999 < result.high <= 1
@@ -221,8 +221,8 @@ def test_win_rate_of_all_wins_has_width() -> None:
 def test_difference_uses_difficulties() -> None:
     """Each rate equals that of `length_controlled_win_rate` with the same difficulties."""
     a, b = two_systems(np.random.default_rng(27), 200, 0.4)
-    hard = np.random.default_rng(28).normal(size=200)
-    with_difficulty = [(*system, hard[system[2]]) for system in (a, b)]
+    difficulties_by_prompt = np.random.default_rng(28).normal(size=200)
+    with_difficulty = [(*system, difficulties_by_prompt[system[2]]) for system in (a, b)]
     rates = [length_controlled_win_rate(*system, n_bootstrap=50).win_rate.estimate for system in with_difficulty]
     result = length_controlled_difference(*with_difficulty, n_bootstrap=50)
     assert result.interval.estimate == pytest.approx(rates[0] - rates[1], abs=1e-9)
@@ -262,7 +262,7 @@ def test_difference_of_a_system_from_itself_has_no_bounds() -> None:
     assert np.isnan([result.low, result.high]).all()  # no variation
 
 
-def test_difference_interval_coverage() -> None:
+def test_difference_interval_covers_at_its_level() -> None:
     truth = float(expit(MODEL + 0.4) - expit(MODEL))
     covered, simulations = 0, 200
     for seed in range(simulations):
@@ -272,7 +272,7 @@ def test_difference_interval_coverage() -> None:
     assert 0.92 <= covered / simulations <= 0.98
 
 
-def test_difference_of_other_prompts_is_rejected() -> None:
+def test_difference_of_systems_on_different_prompts_is_rejected() -> None:
     a, b = two_systems(np.random.default_rng(26), 10, 0.4)
     with pytest.raises(ValueError, match="the same clusters"):
         length_controlled_difference(a, (*b[:2], b[2] + 1))
@@ -293,7 +293,7 @@ def test_near_separation_is_flagged(count: int) -> None:
     lengths, coin = rng.normal(0, 300, count), rng.integers(0, 2, count)
     assert win_rate_of(np.ones(count), lengths).near_separation  # all wins
     assert win_rate_of(np.zeros(count), lengths).near_separation  # all losses
-    assert win_rate_of(lengths > 0, lengths).near_separation  # length decides
+    assert win_rate_of(lengths > 0, lengths).near_separation  # length decides each outcome
     assert win_rate_of(coin, np.full(count, 50)).near_separation  # answers are longer by the same amount
     assert win_rate_of(coin, 5000 + lengths / 100).near_separation  # answers are longer by nearly the same amount
     varied = win_rate_of(coin, lengths)
@@ -302,7 +302,7 @@ def test_near_separation_is_flagged(count: int) -> None:
     assert win_rate_of(np.ones(count), lengths).fragile_refits == 1
 
 
-def test_fragile_refits_with_one_loss_among_many_wins() -> None:
+def test_fragile_refits_count_samples_without_the_only_loss() -> None:
     outcomes = np.r_[np.ones(59), 0]
     result = win_rate_of(outcomes, np.random.default_rng(8).normal(0, 300, 60))
     # A sample of prompts lacks the loss with probability (1 - 1/60)^60 = 0.36.
@@ -317,7 +317,7 @@ def test_weakness_names_fragile_refits() -> None:
     assert ControlledRate(interval, False, float("nan")).weakness == ""
 
 
-# --- wrong input ---
+# --- unusable input ---
 
 
 @pytest.mark.parametrize(

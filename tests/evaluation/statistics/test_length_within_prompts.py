@@ -1,4 +1,4 @@
-"""Win rates at equal length for prompts of different, unknown difficulty."""
+"""Test win rates at equal length for prompts of different, unknown difficulty."""
 
 from typing import Any
 
@@ -24,8 +24,8 @@ def confounded(
 ) -> dict[str, OutcomePairs]:
     """Simulate systems whose length difference is confounded with difficulty.
 
-    The opponent's answers are short on easy prompts. Nearly all answers of the systems are shorter than the opponent's,
-    and similar in length only on easy prompts.
+    The opponent's answers are short on easy prompts. Nearly all answers of the systems are shorter than the opponent's.
+    Only on easy prompts are both of similar length.
     """
     size = rng.normal(size=prompts)
     opponent, difficulty = np.exp(7 + 0.6 * size), -size + 0.5 * rng.normal(size=prompts)
@@ -47,7 +47,7 @@ def truth(model: float) -> float:
 
 
 def test_rate_is_not_confounded_by_difficulty() -> None:
-    """The fit without difficulties attributes the ease of such prompts to length, and is 7 to 9 points off."""
+    """A fit without difficulties attributes the ease of prompts to length. Its rates are 7 to 9 points too high."""
     rates, naive = [], []
     for seed in range(12):
         systems = confounded(np.random.default_rng([1, seed]), 300, (0.0, 0.5), 2)
@@ -105,7 +105,7 @@ def test_influence_equals_the_derivative_by_a_prompts_weight() -> None:
 def test_rate_with_single_pairs_is_not_identified() -> None:
     systems = confounded(np.random.default_rng(5), 50, (0.0,), 1)
     assert length_controlled_within_prompts(systems) is None
-    same = OutcomePairs([1, 0, 1, 1], [5, 5, 7, 7], [0, 0, 1, 1], [0, 0, 1, 1])  # two pairs of the same length
+    same = OutcomePairs([1, 0, 1, 1], [5, 5, 7, 7], [0, 0, 1, 1], [0, 0, 1, 1])  # equal lengths in a prompt
     assert length_controlled_within_prompts({"s": same}) is None
     assert length_controlled_within_prompts(confounded(np.random.default_rng(5), 50, (0.0, 0.5), 1)) is not None
 
@@ -123,7 +123,7 @@ def test_rate_without_effects_is_the_raw_rate() -> None:
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * np.sqrt(0.21 / 1600), rel=0.15)
 
 
-def test_difference_from_the_baseline_equals_that_of_rates() -> None:
+def test_difference_from_the_baseline_equals_the_difference_of_rates() -> None:
     systems = confounded(np.random.default_rng(7), 100, (0.0, 0.5), 2)
     result = length_controlled_within_prompts(systems, "s0", n_bootstrap=200)
     assert result is not None
@@ -135,7 +135,7 @@ def test_difference_from_the_baseline_equals_that_of_rates() -> None:
     assert difference.low < difference.estimate < difference.high
 
 
-def test_difference_uses_prompts_judged_for_both() -> None:
+def test_difference_uses_prompts_judged_for_both_systems() -> None:
     systems = confounded(np.random.default_rng(8), 60, (0.0, 0.5), 2)
     pairs = systems["s1"]
     fewer = OutcomePairs(
@@ -148,8 +148,8 @@ def test_difference_uses_prompts_judged_for_both() -> None:
     assert result.rates["s1"].interval.clusters == 40
 
 
-def test_rate_weighs_questions_equally_whatever_their_samples() -> None:
-    """One question has 40 winning samples; nine have 4 samples of which half win. Lengths vary without effect."""
+def test_rate_weighs_questions_equally_for_unequal_sample_counts() -> None:
+    """One question has 40 winning samples. Nine have 4 samples each, of which half win. Lengths have no effect."""
     labels = np.r_[np.zeros(40, dtype=int), np.repeat(np.arange(1, 10), 4)]
     lengths = np.where(np.arange(76) // 2 % 2, 10.0, -10.0)
     pairs = OutcomePairs(np.r_[np.ones(40), np.tile([1.0, 0.0, 1.0, 0.0], 9)], lengths, labels, labels)
@@ -159,7 +159,7 @@ def test_rate_weighs_questions_equally_whatever_their_samples() -> None:
     assert result.rates["s"].interval.estimate == pytest.approx(0.55, abs=0.03)
 
 
-def test_system_that_always_wins_is_weak_and_the_other_is_not() -> None:
+def test_only_the_rate_of_a_system_that_always_wins_is_weak() -> None:
     systems = confounded(np.random.default_rng(9), 100, (0.0,), 2)
     pairs = systems["s0"]
     systems["always"] = OutcomePairs(np.ones(200), np.asarray(pairs.lengths) + 50, pairs.prompts, pairs.clusters)
@@ -167,7 +167,7 @@ def test_system_that_always_wins_is_weak_and_the_other_is_not() -> None:
     assert result is not None
     assert result.rates["always"].weakness.startswith("weak")
     interval = result.rates["always"].interval
-    assert interval.low < 0.025 ** (1 / 100)  # at least as wide as Clopper and Pearson's for 100 wins
+    assert interval.low < 0.025 ** (1 / 100)  # at least as wide as Clopper and Pearson's interval for 100 wins
     difference = result.differences["always"]
     assert difference.near_separation
     assert difference.interval.high - difference.interval.low > 0.04
@@ -180,10 +180,10 @@ def test_interval_depends_on_the_seed_not_on_blocks(monkeypatch: pytest.MonkeyPa
     assert length_controlled_within_prompts(systems, seed=1) == first
     assert length_controlled_within_prompts(systems, seed=2) != first
     monkeypatch.setattr(clusters, "_BLOCK", 120 * 150)  # 999 resamples in seven blocks, the last one short
-    parts = length_controlled_within_prompts(systems, seed=1)
+    in_blocks = length_controlled_within_prompts(systems, seed=1)
     assert first is not None
-    assert parts is not None
-    assert parts.rates["s0"].interval.low == pytest.approx(first.rates["s0"].interval.low, abs=0.03)
+    assert in_blocks is not None
+    assert in_blocks.rates["s0"].interval.low == pytest.approx(first.rates["s0"].interval.low, abs=0.03)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The batched fit against a general optimiser and statsmodels."""
+"""Compare the batched logistic fit with a general optimiser and with statsmodels."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def test_fit_equals_a_general_optimiser(data: Any) -> None:
         assert coefficients == pytest.approx(slow_fit(design, outcomes, row), abs=1e-4)
 
 
-def test_fit_weights_equal_repetitions(data: Any) -> None:
+def test_fit_with_integer_weights_equals_that_of_repeated_rows(data: Any) -> None:
     design, outcomes, weights = data
     fitted = fit_logistic(design, outcomes, weights, np.zeros(3))
     for coefficients, row in zip(fitted, weights, strict=True):
@@ -53,7 +53,7 @@ def test_fit_weights_equal_repetitions(data: Any) -> None:
 
 
 def test_fit_of_many_observations_equals_statsmodels() -> None:
-    """The ridge moves a coefficient b by about RIDGE * b / information: below 1e-4 here."""
+    """The ridge moves a coefficient b by about RIDGE * b / information, which is below 1e-4 for these data."""
     rng = np.random.default_rng(1)
     design = np.column_stack([np.ones(4000), np.tanh(rng.normal(size=4000))])
     outcomes = (rng.random(4000) < expit(design @ [-0.4, 1.2])).astype(float)
@@ -69,7 +69,7 @@ def test_fit_of_many_observations_equals_statsmodels() -> None:
 @pytest.mark.parametrize("wins", [1.0, 0.0])
 @pytest.mark.parametrize("start", [0.0, 40.0, -40.0])
 def test_fit_of_separated_outcomes_balances_ridge_and_data(wins: float, start: float) -> None:
-    """With a constant only, the slope is zero at n (y - σ(b)) = RIDGE b."""
+    """With only a constant in the design, the gradient is zero where n (y - σ(b)) = RIDGE b."""
     [[b]] = fit_logistic(np.ones((100, 1)), np.full(100, wins), np.ones((1, 100)), np.array([start]))
     assert 100 * (wins - expit(b)) == pytest.approx(RIDGE * b, abs=1e-8)
     assert abs(b) > 5

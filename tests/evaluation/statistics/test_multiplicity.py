@@ -9,8 +9,8 @@ from statsmodels.stats.multitest import multipletests  # type: ignore[import-unt
 from selfcontrast.evaluation.statistics import holm
 
 
-def test_holm_by_hand() -> None:
-    # Sorted .01 .02 .04, times 3, 2, 1: .03 .04 .04.
+def test_holm_equals_numbers_by_hand() -> None:
+    # The sorted p-values 0.01, 0.02, 0.04 times 3, 2, 1 are 0.03, 0.04, 0.04.
     assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
 
 
@@ -21,7 +21,7 @@ def test_holm_equals_statsmodels(p_values: list[float]) -> None:
     assert holm(p_values) == pytest.approx(expected)
 
 
-def test_holm_of_an_empty_list() -> None:
+def test_holm_of_an_empty_list_is_empty() -> None:
     assert holm([]).shape == (0,)
 
 

@@ -7,10 +7,10 @@ from selfcontrast.evaluation.statistics import clusters, paired_permutation_test
 from selfcontrast.evaluation.statistics.permutation import least_p_value
 
 
-def test_permutation_test_exact_by_hand() -> None:
+def test_permutation_test_of_three_clusters_equals_numbers_by_hand() -> None:
     # Differences 1, 2, 3: |sum| >= 6 for 2 of 8 sign patterns.
     assert paired_permutation_test([1, 2, 3], [0, 0, 0], [0, 1, 2]) == 2 / 8
-    # Differences 1, 2, -3 sum to 0: every pattern is as extreme.
+    # Differences 1, 2, -3 sum to 0: every pattern is at least as extreme.
     assert paired_permutation_test([1, 2, 0], [0, 0, 3], [0, 1, 2]) == 1
 
 
@@ -28,17 +28,17 @@ def test_permutation_test_sampled_is_near_exact() -> None:
     a, b = rng.normal(0.5, 1, 14), rng.normal(0, 1, 14)
     exact = paired_permutation_test(a, b, np.arange(14), n_bootstrap=2**14)
     sampled = paired_permutation_test(a, b, np.arange(14), n_bootstrap=2**14 - 1)
-    assert exact != sampled  # one enumerates the patterns, the other samples them
+    assert exact != sampled  # the first enumerates the sign patterns, the second samples them
     assert sampled == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 2**14))
 
 
 def test_permutation_test_does_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(14)
     a, b, labels = rng.normal(0.3, 1, 30), rng.normal(0, 1, 30), np.arange(30)
-    whole = paired_permutation_test(a, b, labels)
+    one_block = paired_permutation_test(a, b, labels)
     monkeypatch.setattr(clusters, "_BLOCK", 30 * 1000)
-    assert 0.02 < whole < 0.98
-    assert paired_permutation_test(a, b, labels) == pytest.approx(whole, abs=0.02)
+    assert 0.02 < one_block < 0.98
+    assert paired_permutation_test(a, b, labels) == pytest.approx(one_block, abs=0.02)
 
 
 def test_permutation_test_p_value_is_never_zero() -> None:
@@ -51,7 +51,7 @@ def test_permutation_test_ignores_rounding() -> None:
     assert paired_permutation_test(a, b, np.repeat(np.arange(10), 3)) == 1
 
 
-def test_permutation_test_keeps_its_level() -> None:
+def test_permutation_test_rejects_a_true_null_at_its_level() -> None:
     rng = np.random.default_rng(13)
     labels = np.repeat(np.arange(20), 3)
     rejected = 0
@@ -67,7 +67,7 @@ def test_permutation_test_of_swapped_systems_is_equal() -> None:
     assert paired_permutation_test(a, b, labels) == paired_permutation_test(b, a, labels)
 
 
-def test_permutation_test_other_clusters_are_rejected() -> None:
+def test_permutation_test_of_different_clusters_is_rejected() -> None:
     for clusters_b in ([0, 2], [0, 0], ["0", "1"]):
         with pytest.raises(ValueError, match="same clusters"):
             paired_permutation_test([1, 2], [1, 2], [0, 1], clusters_b)
@@ -86,7 +86,7 @@ def test_permutation_test_unusable_input_is_rejected() -> None:
 
 @pytest.mark.parametrize(("prompts", "n_bootstrap"), [(3, 100), (6, 100), (40, 100)])
 def test_least_p_value_is_reached_by_a_system_that_always_wins(prompts: int, n_bootstrap: int) -> None:
-    """Two of 2^3 or 2^6 patterns are as extreme; of 100 sampled among 2^40 none is."""
+    """Two of 2^3 or 2^6 sign patterns are as extreme as the data. Of 100 patterns sampled from 2^40, none is."""
     p_value = paired_permutation_test(np.ones(prompts), np.zeros(prompts), np.arange(prompts), n_bootstrap=n_bootstrap)
     assert least_p_value(prompts, n_bootstrap) == p_value
     assert p_value == pytest.approx({3: 2 / 8, 6: 2 / 64, 40: 1 / 101}[prompts])

@@ -9,8 +9,8 @@ from scipy import stats
 from selfcontrast.evaluation.statistics import over_seeds, seeds_test
 
 
-def test_over_seeds_of_three_by_hand() -> None:
-    """Mean 2, standard deviation 1, standard error 1/sqrt(3); t with 2 degrees of freedom is 4.3027 at 97.5%."""
+def test_over_seeds_of_three_seeds_equals_numbers_by_hand() -> None:
+    """The mean is 2, and its standard error is 1/sqrt(3). t with 2 degrees of freedom is 4.3027 at 97.5%."""
     result = over_seeds([1.0, 2.0, 3.0])
     assert (result.estimate, result.n, result.clusters) == (2.0, 3, 3)
     assert (result.low, result.high) == pytest.approx(
@@ -18,7 +18,7 @@ def test_over_seeds_of_three_by_hand() -> None:
     )
 
 
-def test_seeds_test_of_two_is_cauchy() -> None:
+def test_seeds_test_of_two_seeds_follows_the_cauchy_distribution() -> None:
     """With one degree of freedom P(|T| > t) is 1 - 2/pi arctan t. The mean 3 is 3 times its standard error."""
     assert seeds_test([2.0, 4.0]) == pytest.approx(1 - 2 / math.pi * math.atan(3))
 
@@ -31,7 +31,7 @@ def test_over_seeds_and_seeds_test_equal_scipy(differences: list[float]) -> None
     assert (result.low, result.high) == pytest.approx((interval.low, interval.high))
 
 
-def test_over_seeds_of_one_has_no_interval() -> None:
+def test_over_seeds_of_one_seed_has_no_interval() -> None:
     result = over_seeds([0.5])
     assert result.estimate == 0.5
     assert math.isnan(result.low)
@@ -41,7 +41,7 @@ def test_over_seeds_of_one_has_no_interval() -> None:
 
 @pytest.mark.parametrize("values", [[0.5, 0.5], [0.1 + 0.2, 0.3], [0.0, 1e-17, 0.0]])
 def test_over_seeds_equal_up_to_rounding_has_no_interval(values: list[float]) -> None:
-    """0.1 + 0.2 differs from 0.3 in the last bit. Before, that gave p = 8e-17."""
+    """0.1 + 0.2 differs from 0.3 in the last bit. An earlier version gave p = 8e-17 for these numbers."""
     assert math.isnan(seeds_test(values))
     assert math.isnan(over_seeds(values).low)
     assert math.isnan(over_seeds(values).high)
