@@ -186,7 +186,7 @@ def split_off(train: list[Example], test: list[Example], validation: float) -> d
         log.warning("data.train: removed %d rows whose prompt is in data.test", removed)
         if (left := len({key_of_content(example.prompt) for example in remaining})) < MIN_PROMPTS:
             raise UserError(
-                f"data.test has nearly all prompts of data.train: only {left} remain, and training needs {MIN_PROMPTS}. "
+                f"data.test has nearly all prompts of data.train: {left} remain, and training needs {MIN_PROMPTS}. "
                 "Choose another data.test."
             )
     kept, held_out = hold_out(remaining, validation)
