@@ -23,7 +23,7 @@ def compose(*overrides: str, output: str | Path) -> DictConfig:
     """Compose a job's config from command-line overrides: `compose("negatives=4", output="out")`.
 
     Args:
-        output: folder for its report, config and results.
+        output: folder for the report, the config and the results of the job.
 
     Raises:
         HydraException: if a setting or a choice does not exist.
@@ -36,7 +36,7 @@ def compose(*overrides: str, output: str | Path) -> DictConfig:
 
 
 def plan(cfg: DictConfig) -> Planned:
-    """Return the stages of a job, and which of them are cached. Nothing is computed. Raises `UserError`."""
+    """Return the stages of a job and which of them are cached. Compute nothing. Raise `UserError` for a wrong setting."""
     return plan_of(current_config(cfg), DataReader())
 
 

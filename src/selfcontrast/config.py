@@ -63,7 +63,7 @@ GROUPS = (
 )  # fmt: skip
 log = logging.getLogger(__name__)
 
-# The top-level keys besides the groups. Strict: OmegaConf parses integers, so any other type is a mistake.
+# The types of the top-level keys besides the groups. `Strict`, because OmegaConf has already parsed integers.
 SCALARS: dict[str, Any] = {
     "negatives": Annotated[Samples, Strict()],
     "iterations": Annotated[WholeNumber, Strict(), Field(le=1000)],
@@ -90,8 +90,8 @@ TARGET_METRICS = ("score", "difference", "win_rate")
 class Parts:
     """A job, built and checked: the argument of `pipeline.run`.
 
-    `begun` is the start time of the command, in seconds since the epoch. If a stage is in `recompute`, its artifact is
-    computed again unless it is newer.
+    `begun` is the start time of the command, in seconds since the epoch. A stage in `recompute` is computed again
+    unless its artifact is newer than `begun`.
     """
 
     name: str
@@ -196,7 +196,7 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     parts["model"].check()
     if parts["sft"].epochs == 0 and isinstance(parts["model"], FromScratch):
         raise UserError(
-            "sft.epochs=0: the model has random weights. Raise it, or use a trained model: model=hf model.path=…"
+            "sft.epochs=0: the model has random weights. Raise sft.epochs, or use a trained model: model=hf model.path=…"
         )
     parts["adapter"].check(parts["model"])
     if parts["adapter"].quantised:
@@ -205,7 +205,7 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     if not isinstance(parts["model"], FromScratch):
         checks.warn_of_learning_rates(parts, cfg.iterations)
     left_out: list[str] = []
-    if not (isinstance(parts["data"], Builtin) and isinstance(parts["model"], FromScratch)):  # they always fit
+    if not (isinstance(parts["data"], Builtin) and isinstance(parts["model"], FromScratch)):  # always renders
         splits, left_out = drop_unrenderable(parts["data"], Renderer(parts["model"].tokenizer()), splits)
     splits, ungraded = checks.drop_ungradable(splits, str(parts["evaluation"].split), verified)
     left_out = [*left_out, *ungraded]

@@ -100,8 +100,8 @@ def check_numbers(settings: Any, where: str) -> None:
     cls: Any = type(settings)
     for name, annotation in _hints(cls).items():
         value = getattr(settings, name, None)
-        listed = isinstance(value, list) and bool(value) and all(isinstance(item, int | float) for item in value)
-        if isinstance(value, int | float) or listed:
+        has_numbers = isinstance(value, list) and bool(value) and all(isinstance(item, int | float) for item in value)
+        if isinstance(value, int | float) or has_numbers:
             convert(value, annotation, f"{where}.{name}".lstrip("."))
 
 
@@ -116,10 +116,10 @@ def check_protocol(value: Any, protocol: Any, name: str) -> Any:
     absent = object()
     missing = [m for m in sorted(get_protocol_members(protocol)) if inspect.getattr_static(value, m, absent) is absent]
     if missing:
-        kind, description, lacks = protocol.__name__.lower(), value, ""
+        kind, description, details = protocol.__name__.lower(), value, ""
         if is_dataclass(value):
-            description, lacks = type(value).__name__, f" (it lacks {', '.join(missing)})"
-        _refuse(name, description, f"not a {kind}{lacks}. Choose an option of conf, or give a class as _target_.")
+            description, details = type(value).__name__, f" (it lacks {', '.join(missing)})"
+        _refuse(name, description, f"not a {kind}{details}. Choose an option of conf, or give a class as _target_.")
     return value
 
 

@@ -3,7 +3,7 @@
 python -m selfcontrast.debug debug
 python train.py +experiment=paper data=hh_rlhf negatives=4 +debug=tiny
 
-The rows are those of the built-in data, in the columns, files and folders of hh-rlhf, UltraChat, UltraFeedback and
+The rows are examples of the built-in data, in the columns, files and folders of hh-rlhf, UltraChat, UltraFeedback and
 Nectar on the hub. They only show that an experiment runs.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 from selfcontrast.data.builtin import Builtin
 from selfcontrast.data.example import Example
 
-ROWS, HELD_OUT = 32, 16  # rows per split
+ROWS, HELD_OUT = 32, 16  # rows of the training split and of the test split
 WIDTH = 32
 VOCABULARY = 400
 
@@ -164,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     transformers.utils.logging.disable_progress_bar()
     write_debug(folder)
-    sys.stdout.write(f"{folder}: a model, a reward model, and {len(DATA_SETS)} data sets of {ROWS} rows\n")
+    sys.stdout.write(f"{folder}: a model, a reward model, and {len(DATA_SETS)} data sets of {ROWS} training rows\n")
 
 
 if __name__ == "__main__":

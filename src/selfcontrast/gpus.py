@@ -1,7 +1,7 @@
 """Assign separate GPUs to the jobs that Hydra runs at once on one machine.
 
-joblib's workers and submitit's local processes all see the same GPUs, so every job would use the first. Here each job
-locks its GPUs while it runs, and waits if too few are free. SLURM and Ray already assign GPUs.
+joblib's workers and submitit's local processes all see the same GPUs, so every job would use the first. `reserved_gpus`
+locks a job's GPUs while it runs, and waits if too few are free. SLURM and Ray already assign GPUs.
 """
 
 import logging
@@ -30,7 +30,7 @@ def reserved_gpus(hardware: DictConfig) -> Iterator[None]:
     """Reserve `hardware.devices` GPUs for this job if several jobs run at once on this machine.
 
     Enter this context before torch looks for GPUs. torch does so once per process, so a worker that runs several jobs
-    keeps the GPUs of its first job. It does nothing without GPUs, or if jobs run one at a time.
+    keeps the GPUs of its first job. This context does nothing without GPUs, or if jobs run one at a time.
     """
     settings = HydraConfig.get()
     launcher = str(settings.launcher._target_).rsplit(".", 1)[-1]
@@ -47,7 +47,7 @@ def reserved_gpus(hardware: DictConfig) -> Iterator[None]:
 
 
 def visible_gpus() -> list[str]:
-    """Return the GPUs in CUDA_VISIBLE_DEVICES, or else all GPUs of this machine."""
+    """Return the GPUs in CUDA_VISIBLE_DEVICES; if it is not set, all GPUs of this machine."""
     if VISIBLE in os.environ:
         return [name for name in os.environ[VISIBLE].split(",") if name]
     command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]

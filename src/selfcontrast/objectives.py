@@ -191,7 +191,7 @@ class ScoredContrast(ImplicitReward):
 
     @abstractmethod
     def loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor, scores: Tensor) -> Tensor:
-        """Return the loss per group [B], as `Contrast.loss`. `scores` is [B, K+1], the target's first."""
+        """Return the loss per group [B], as `Contrast.loss` does. `scores` is [B, K+1], the target's first."""
 
     def _loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor, signals: Signals | None) -> Tensor:
         return self.loss(s_plus, s_minus, mask, _require(signals).scores)
@@ -329,7 +329,7 @@ class NCA(WeightedContrast):
 
 
 class PlackettLuce(Contrast):
-    """The likelihood of a ranking: the target, then the negatives, the most similar first (arXiv 2305.18290)."""
+    """The negative log-likelihood of a ranking: the target, then the negatives, the most similar first (arXiv 2305.18290)."""
 
     ranks_negatives: ClassVar[bool] = True  # by similarity to the target, so every prompt needs a target
 

@@ -69,7 +69,7 @@ def run_stages(job: Job) -> Measurements:
         sft = trained.get(BASELINE, policy)
         earlier = [*trained.values()]
         scored += [SystemScores.of(job, policy, sft, name, earlier, number) for number in checkpoints(job, policy, sft)]
-        # Score it before anything is sampled from it, so that a poor fine-tuned model shows early.
+        # Score a policy before anything is sampled from it, so that a poor fine-tuned model shows early.
         scored.append(scores := SystemScores.of(job, policy, sft, name, earlier))
         trained[name], systems[name] = policy, scores.scores
     benchmarks = {name: benchmark_results(job, name, trained, systems) for name in job.parts.evaluation.benchmarks}
@@ -82,13 +82,13 @@ def checkpoints(job: Job, policy: Artifact, sft: Artifact) -> range:
 
 
 def policies(job: Job) -> Iterator[tuple[str, Artifact]]:
-    """Yield name and artifact of the fine-tuned model, then of each iteration's policy. Each starts from the last."""
+    """Yield name and artifact of the fine-tuned model, then of each iteration's policy. Each starts from the one before."""
     start, last, method = sft(job), job.parts.iterations, job.parts.label
     yield BASELINE, start
-    before = None
+    previous = None
     for number in range(1, last + 1):
-        before = Iteration(job, start, "" if number == last else f"iteration-{number}/", before)
-        start = before.policy
+        previous = Iteration(job, start, "" if number == last else f"iteration-{number}/", previous)
+        start = previous.policy
         yield method if number == last else f"{method} iteration {number}", start
 
 

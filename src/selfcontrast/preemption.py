@@ -3,14 +3,14 @@
     #SBATCH --signal=USR1@120     # two minutes before the time limit: save, requeue, end; at the latest after GRACE
 
 SIGTERM ends the job with code 143. The sender decides whether the job runs again: SLURM requeues the jobs that it
-preempts, and a job ended by `scancel` must not run again. The handler that submitit installs is not replaced.
+preempts, and a job ended by `scancel` must not run again. submitit's own handler, for SIGUSR2, is not replaced.
 
 A W&B sweep agent also sends SIGTERM, to runs that early termination has stopped. They exit with code 0, because an
 agent counts any other code as a failure and quits after a few failures.
 
 Python runs handlers between two instructions of the main thread. That can take minutes, while a step compiles or a
-library's exit hook waits. So a thread receives each signal at once. It announces the end, and ends the job if nothing
-else has done so within `GRACE`.
+library's exit hook waits. So a thread receives each signal at once. The thread announces the end, and ends the job if
+nothing else has done so within `GRACE`.
 """
 
 import multiprocessing
@@ -99,7 +99,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def _stopped_by_wandb() -> bool:
-    """Return True if W&B stops the run. Under SLURM, a SIGTERM may be SLURM's."""
+    """Return True if W&B stops the run. Under SLURM, SIGTERM alone does not show it: SLURM also sends SIGTERM."""
     return ("WANDB_SWEEP_ID" in os.environ and "SLURM_JOB_ID" not in os.environ) or _run_stopped.is_set()
 
 
@@ -139,10 +139,10 @@ def _listen(read_end: int) -> None:
         _deadline_cancelled.clear()
         if _deadline_cancelled.wait(QUIET):
             continue
-        left = max(0.0, grace() - QUIET)
+        remaining = max(0.0, grace() - QUIET)
         name = signal.Signals(number).name
-        _write_line(f"{name}: ending at the next safe point, in {left:.0f} s at the latest")
-        if not _deadline_cancelled.wait(left):
+        _write_line(f"{name}: ending at the next safe point, in {remaining:.0f} s at the latest")
+        if not _deadline_cancelled.wait(remaining):
             _end_now(number, endings[signal.Signals(number)])
 
 

@@ -1,4 +1,4 @@
-"""Log the progress of long work every 30 seconds: to the log file and, if it shows no progress bars, to the screen."""
+"""Log the progress of long work every 30 seconds: to the log file, and to a screen that shows no progress bars."""
 
 import logging
 import sys
@@ -51,7 +51,7 @@ class WorkCounter:
         """Record finished units.
 
         Args:
-            units: all units of a finished shard, or with `unsaved` further units of a shard that is not written yet.
+            units: all units of a finished shard; with `unsaved`, further units of a shard that is not written yet.
         """
         self.done += units if unsaved else units - self.unsaved
         self.unsaved = self.unsaved + units if unsaved else 0
@@ -72,7 +72,7 @@ _current: WorkCounter | None = None
 
 
 def count(total: int, unit: str, done: int = 0, on_change: Callable[[int], object] | None = None) -> WorkCounter:
-    """Start a counter for the lines of the current stage. The caller updates `done`."""
+    """Start a counter for the progress lines of the current stage. The caller updates `done`."""
     global _current
     _current = WorkCounter(total, unit, done, on_change)
     return _current

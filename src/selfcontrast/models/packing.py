@@ -56,7 +56,7 @@ class Layout:
             the prompt is a group without sharing: all of it counts as prompt.
         lengths: tokens of every segment (prompt or response), in the row's order. Python numbers, so that reading them
             never waits for a GPU.
-        longest: tokens of the longest prompt with a response; a shorter sliding window would cut it.
+        longest: tokens of the longest prompt plus response; a shorter sliding window would cut it.
         segment: [T] each token's segment number. A group's prompt has the lowest number of the group.
         prompt: [T] segment number of the group's prompt.
         position: [T] position ids.
@@ -81,11 +81,11 @@ class Layout:
         for start, _, end in self.groups:
             prompt = next(lengths)
             pairs += prompt * (prompt + 1) // 2
-            at = start + prompt
-            while at < end:
+            offset = start + prompt
+            while offset < end:
                 response = next(lengths)
                 pairs += response * prompt + response * (response + 1) // 2
-                at += response
+                offset += response
         return pairs
 
     @cached_property
@@ -128,7 +128,7 @@ class PackedGroups:
 
 
 def sharing_bound(groups: Sequence[Group]) -> float:
-    """Return (tokens with a prompt per response) / (tokens with a prompt per group), the most that sharing can gain."""
+    """Return (tokens with a prompt per response) / (tokens with a prompt per group): the largest gain of sharing."""
     prompts, responses = sum(len(g.prompt) for g in groups), sum(len(r) for g in groups for r in g.responses)
     return (sum(len(g.prompt) * len(g.responses) for g in groups) + responses) / (prompts + responses)
 

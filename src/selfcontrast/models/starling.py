@@ -19,13 +19,13 @@ from typing import Any
 from selfcontrast.errors import UserError
 from selfcontrast.models.loading import DTYPES
 
-# Each turn of the user begins with <s>, in addition to the one that the tokenizer puts at the beginning.
+# Each turn of the user begins with <s>, in addition to the <s> at the beginning of the dialogue.
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
     "{{ bos_token + '[INST] ' + message['content'] + ' [/INST]' }}"
     "{% else %}{{ ' ' + message['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
-BODY_PREFIXES = ("transformer.", "model.model.")  # for the body's weights; the file uses one or both
+BODY_PREFIXES = ("transformer.", "model.model.")  # for the body's weights: the file holds one copy, or two
 HEAD = "v_head.weight"
 
 

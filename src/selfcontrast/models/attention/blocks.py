@@ -18,7 +18,7 @@ from selfcontrast.models.packing import Layout
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-# A segment joins a bucket if it fills this fraction of the longest one, so at most a quarter is padding.
+# A segment joins a bucket if it has this fraction of its longest segment's tokens: at most a quarter is padding.
 _MIN_FILL = 0.75
 
 
@@ -138,8 +138,8 @@ class _Blocks(torch.autograd.Function):
             tokens = (responses, responses, prompt, prompt, responses)
             blocks = [_row(x[t]) for x, t in zip((grad, query, key, value, output), tokens, strict=True)]
             grads = _flash_backward(*blocks, _row(lse[responses]), 0.0, False, scale=scale)
-            for total, at, part in zip(totals, (responses, prompt, prompt), grads, strict=True):
-                total[at] += part[0].transpose(0, 1)
+            for total, rows, part in zip(totals, (responses, prompt, prompt), grads, strict=True):
+                total[rows] += part[0].transpose(0, 1)
         return (*totals, None, None)
 
 
