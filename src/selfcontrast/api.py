@@ -36,7 +36,7 @@ def compose(*overrides: str, output: str | Path) -> DictConfig:
 
 
 def plan(cfg: DictConfig) -> Planned:
-    """Return the stages of a job and which of them are cached. Compute nothing. Raise `UserError` for a wrong setting."""
+    """Return the stages of a job and which are cached. Compute nothing. Raise `UserError` for a wrong setting."""
     return plan_of(current_config(cfg), DataReader())
 
 

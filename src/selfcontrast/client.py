@@ -247,7 +247,7 @@ class Client:
         if self._silent_since is not None and time.monotonic() >= self._gives_up_at:
             raise UserError(
                 f"no answer from {', '.join(self.servers.base_urls)} for {time.monotonic() - self._silent_since:.0f} s "
-                f"({self._last_reason}). Start or repair the server, and run the same command again. Received answers are kept."
+                f"({self._last_reason}). Start or repair the server, and run the same command again. Answers are kept."
             )
 
     async def models(self) -> dict[str, list[Answer] | str]:
@@ -292,7 +292,7 @@ class Client:
             endpoint.paused_until = now + self._backoff(endpoint.failures - 2)
 
     def _backoff(self, failures: int) -> float:
-        """Return seconds to wait: exponential, with jitter, so that requests that failed together retry at different times."""
+        """Return seconds to wait: exponential, with jitter, so that failed requests do not all retry at once."""
         return float(min(self.servers.initial_backoff * 2.0 ** min(failures, 30), MAX_BACKOFF) * random.uniform(0.5, 1))
 
     async def _request(self, endpoint: _Endpoint, method: str, path: str, body: Mapping[str, Any] | None) -> Answer:

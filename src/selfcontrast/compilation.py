@@ -26,7 +26,7 @@ def end_workers_at_exit() -> None:
 
 
 def end_workers() -> None:
-    """Shut down torch's compile workers and kill those that still run after `GRACE`, so that torch's own hook finds none."""
+    """Shut down torch's compile workers, and kill those left after `GRACE`. Then torch's own hook finds none."""
     module = sys.modules.get("torch._inductor.async_compile")
     if module is None or not module._pool_set:
         return

@@ -196,7 +196,8 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     parts["model"].check()
     if parts["sft"].epochs == 0 and isinstance(parts["model"], FromScratch):
         raise UserError(
-            "sft.epochs=0: the model has random weights. Raise sft.epochs, or use a trained model: model=hf model.path=…"
+            "sft.epochs=0: the model has random weights. Raise sft.epochs, or use a trained model (model=hf "
+            "model.path=…)."
         )
     parts["adapter"].check(parts["model"])
     if parts["adapter"].quantised:

@@ -88,9 +88,7 @@ def export(source: Path, form: str, count: int | None, output: Path, data: str |
     ranked, chosen = read_negatives(folder / FILE), read_chosen(folder)
     fewest = min(map(len, ranked.values()))
     if count is not None and not 1 <= count <= fewest:
-        raise UserError(
-            f"--negatives {count} must be from 1 to {fewest}, the smallest number of negatives of a prompt."
-        )
+        raise UserError(f"--negatives {count} must be from 1 to {fewest}, the smallest number for a prompt.")
     rows = 0
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f"{output.name}.{os.getpid()}.writing")

@@ -131,9 +131,9 @@ def nca(s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None, weights: Mayb
 def space(s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None, noise_ratio: float = 1.0) -> Tensor:
     """-log sigma_mu(s) - mu mean_j log sigma_{1/mu}(-s_j), with sigma_mu(x) = 1 / (1 + mu exp(-x)).
 
-    SPACE (arXiv 2512.07175): noise-contrastive estimation that distinguishes data responses from model responses. There are
-    `noise_ratio` = mu model responses per data response. It learns each reward by itself, not the gap between two.
-    Without negatives the second term is 0.
+    SPACE (arXiv 2512.07175): noise-contrastive estimation that distinguishes data responses from model responses.
+    There are `noise_ratio` = mu model responses per data response. The loss learns each reward by itself, not the gap
+    between two. Without negatives the second term is 0.
     """
     mask, weights = _with_defaults(s_minus, mask)
     shift = math.log(noise_ratio)  # sigma_mu(x) = sigmoid(x - log mu)
@@ -190,8 +190,8 @@ def lipo_lambda(s_plus: Tensor, s_minus: Tensor, scores: Tensor, mask: MaybeTens
     """sum over pairs with score_i > score_j of D_ij log(1 + exp(s_j - s_i)): LiPO-lambda (arXiv 2402.01878, eq. 8).
 
     D_ij = |2^score_i - 2^score_j| |1 / log(1 + rank_i) - 1 / log(1 + rank_j)| is the change in discounted cumulative
-    gain if the two responses were exchanged. Rank 1 has the highest current reward; ties go to the first column. No gradient
-    goes through the weights. Negatives are also compared with each other.
+    gain if the two responses were exchanged. Rank 1 has the highest current reward; ties go to the first column. No
+    gradient goes through the weights. Negatives are also compared with each other.
     """
     rewards, scores, exists = _stack_responses(s_plus, s_minus, scores, mask)
     order = rewards.detach().masked_fill(~exists, -torch.inf).argsort(dim=-1, descending=True, stable=True)

@@ -329,7 +329,7 @@ class NCA(WeightedContrast):
 
 
 class PlackettLuce(Contrast):
-    """The negative log-likelihood of a ranking: the target, then the negatives, the most similar first (arXiv 2305.18290)."""
+    """The negative log-likelihood of a ranking: target, then negatives, most similar first (arXiv 2305.18290)."""
 
     ranks_negatives: ClassVar[bool] = True  # by similarity to the target, so every prompt needs a target
 

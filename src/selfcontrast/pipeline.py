@@ -82,7 +82,7 @@ def checkpoints(job: Job, policy: Artifact, sft: Artifact) -> range:
 
 
 def policies(job: Job) -> Iterator[tuple[str, Artifact]]:
-    """Yield name and artifact of the fine-tuned model, then of each iteration's policy. Each starts from the one before."""
+    """Yield name and artifact of the fine-tuned model, then of each iteration's policy, which starts from the last."""
     start, last, method = sft(job), job.parts.iterations, job.parts.label
     yield BASELINE, start
     previous = None

@@ -1,7 +1,8 @@
 """Choose the trained parameters: all weights, or adapters beside frozen weights (LoRA, arXiv 2106.09685).
 
 A new adapter does not change the model's output, so the model without the adapter is the reference of preference
-training. No second model is in memory. After training the adapters are merged into the weights, so a policy folder loads without peft.
+training. No second model is in memory. After training the adapters are merged into the weights, so a policy folder
+loads without peft.
 """
 
 from dataclasses import dataclass, field

@@ -44,7 +44,7 @@ class Model(Protocol):
         """Return the number of positions of the model; None if unknown."""
 
     def tokenizer(self) -> Any:
-        """Return a tokenizer with the model's chat template. The tokenizer of a model from scratch is not trained yet."""
+        """Return a tokenizer with the model's chat template. A model from scratch trains it in `start`."""
 
     def skeleton(self) -> Any:
         """Return the model's modules without weights, on torch's meta device."""

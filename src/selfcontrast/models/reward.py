@@ -45,7 +45,7 @@ class RewardModel:
     """A Hugging Face sequence classifier with one output and a chat template, by hub name or folder.
 
     Attributes:
-        max_tokens: maximum number of tokens of dialogue and response together; the beginning of a longer row is cut off.
+        max_tokens: maximum tokens of dialogue and response together; the beginning of a longer row is cut off.
         read_at: position at which the reward is read. "last_token": the end of the response. "published": the last
             position of the row padded to `max_tokens`, as in Starling-RM's published code. That is a padding token at
             position `max_tokens - 1`, which attends to dialogue and response. A longer row keeps its first token and
@@ -180,7 +180,7 @@ class RewardModel:
         model = load_whole(AutoModelForSequenceClassification, self.path, name, config=config, dtype=dtype, **options)
         if content:
             content.check("reward_model.path")
-        # transformers reads the reward at the last token that is not padding. No token has the id -1, so this padding id
-        # makes it read the end of the row.
+        # transformers reads the reward at the last token that is not padding. No token has the id -1, so with this
+        # padding id it reads the end of the row.
         model.config.pad_token_id = -1 if self.read_at == PUBLISHED else tokenizer.pad_token_id
         return model.to(device).eval(), tokenizer

@@ -74,7 +74,7 @@ def is_shared(model: nn.Module) -> bool:
 
 
 def forward_packed(decoder: nn.Module, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
-    """Return the last hidden states [T, D] of a packed row ([1, T] ids). Use separate rows if prompts are not shared."""
+    """Return the last hidden states [T, D] of a packed row ([1, T] ids). Without shared prompts, use separate rows."""
     if not is_shared(decoder):
         return forward_rows(decoder, input_ids, layout)
     # A four-dimensional mask keeps transformers from building one of T x T. It is never read.

@@ -1,8 +1,8 @@
 """Load models, and reject files that do not hold exactly the model's weights.
 
 transformers initialises missing tensors at random and ignores unexpected ones. Both silently change all results. This
-module raises an error that names these tensors. Weights that are NaN or infinite, and integer weights, which transformers would
-cast, raise an error too.
+module raises an error that names these tensors. NaN, infinite and integer weights raise an error, too; transformers
+would cast integers.
 """
 
 import logging

@@ -29,7 +29,7 @@ def colour_of(system: str) -> str:
 
 @styled()
 def systems(result: "Result | Evaluated", title: str = "") -> Figure:
-    """Draw every system's mean with its interval, by decoding. A `title` is for a figure outside the page."""
+    """Draw every system's mean with its interval, by decoding. Give a `title` for use outside the page."""
     rows = result.comparison["rows"]
     decodings = list(dict.fromkeys(row["decoding"] for row in rows))
     names = list(dict.fromkeys(row["system"] for row in rows))
@@ -94,7 +94,7 @@ def fine_tuning(records: Records) -> Figure | None:
 
 @styled()
 def aligning(records: Records) -> Figure | None:
-    """Draw six curves of preference training over its steps; None if nothing was trained on preferences."""
+    """Draw six panels of metrics over the steps of preference training; None if nothing was trained on preferences."""
     if mean_of(records, "margin") is None:
         return None
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")

@@ -131,11 +131,11 @@ class SystemScores:
 def benchmark_results(
     job: Job, name: str, trained: Mapping[str, Artifact], systems: Mapping[str, Artifact]
 ) -> dict[str, Artifact]:
-    """Run the benchmark called `name` for each system. Return results by system; empty if it does not apply.
+    """Run the benchmark called `name` for each system. Return results by system; none if it does not apply.
 
     Args:
-        trained: the systems' models. Without the baseline's model, a comparison with it is left out.
-        systems: the systems' scores.
+        trained: the systems' models.
+        systems: the systems' scores. Without the baseline's scores, a comparison with the baseline is left out.
     """
     p = job.parts
     task: Benchmark = p.evaluation.benchmarks[name]

@@ -83,7 +83,7 @@ class Catalog:
         """Return the published artifact whose key, or STAGE/KEY, starts with `prefix`.
 
         Raises:
-            UserError: if no key or several keys do.
+            UserError: if no key, or more than one, starts with it.
         """
         matches = [e for e in self.published if e.key.startswith(prefix) or e.name.startswith(prefix)]
         if not matches:
@@ -106,7 +106,7 @@ class Catalog:
         return {role: self._by_key.get(key) for role, key in entry.inputs.items()}
 
     def differing_settings(self, entry: Entry) -> dict[str, str]:
-        """Return the settings, and the inputs as "inputs.ROLE": STAGE/KEY, that differ within its stage.
+        """Return the settings, and the inputs as "inputs.ROLE": STAGE/KEY, that differ between artifacts of its stage.
 
         An input that is also an input of another input is left out.
         """

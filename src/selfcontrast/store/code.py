@@ -93,7 +93,7 @@ def _read(file: Path, name: str) -> tuple[str, tuple[str, ...]]:
     package = name.split("/")[:-1]
     try:
         tree = ast.parse(text)
-    except (SyntaxError, ValueError):  # being edited; the running code was imported earlier
+    except (SyntaxError, ValueError):  # someone is editing the file; the running code was imported earlier
         return _hash(text), ()
     names = {name for name in _imports(tree, package) if package and name.split(".")[0] == package[0]}
     return _hash(text), tuple(sorted(names))

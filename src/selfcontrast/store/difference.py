@@ -1,4 +1,4 @@
-"""Compare two artifacts: settings, code and inputs, back to the first difference."""
+"""Compare two artifacts: settings, code and, recursively, the inputs that differ."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class Difference:
     """One difference between two artifacts.
 
     Attributes:
-        where: the path of stages to it: "align > negatives > candidates".
+        where: the stage, then the roles of the inputs that lead to the difference: "align > negatives > candidates".
         what: the name of a setting, an input or a source file.
         values: its value in each artifact.
     """

@@ -54,7 +54,7 @@ def no_space(error: BaseException) -> str | None:
 
 
 def _disks(root: Path) -> list[Path]:
-    """Return the disks that a stage writes to: the store's, and that of temporary files (for checkpoints)."""
+    """Return a folder on each disk that a stage writes to: the store, and temporary files (checkpoints)."""
     temporary = Path(tempfile.gettempdir())
     return [root] if root.stat().st_dev == temporary.stat().st_dev else [root, temporary]
 

@@ -19,7 +19,7 @@ class Stage:
 
     Attributes:
         name: name of the stage, and of its folder in the store.
-        version: raised whenever a change of the code changes the result.
+        version: increased whenever a change of the code changes the result.
         settings: the values that decide the result: JSON, and components, which enter as their `settings_of`.
         inputs: the artifacts that it is computed from, by role.
         compute: fills the given folder and returns a small JSON object, the summary. It may keep resumable state

@@ -64,7 +64,7 @@ class Store:
         return cls(root, Run(root, output), remote)
 
     def get(self, stage: Stage, again_before: float = 0.0) -> Artifact:
-        """Return the stage's artifact. Compute it if it is missing or its inputs have changed since.
+        """Return the stage's artifact. Compute it if it is missing, or if its inputs have changed since then.
 
         Args:
             again_before: recompute an artifact that is older than this, in seconds since the epoch.
@@ -97,7 +97,7 @@ class Store:
     def _obtain(self, stage: Stage, again_before: float) -> Artifact:
         final = self.root / stage.name / stage.key
         with locked(self.root, stage.name, stage.key):
-            if artifact := self._look_up(stage, again_before):  # computed while we waited for the lock
+            if artifact := self._look_up(stage, again_before):  # another process computed it meanwhile
                 return artifact
             partial = final.with_suffix(".partial")
             outdated = final.exists() and not verify(final)  # intact, but too old or made from other inputs

@@ -1,7 +1,7 @@
 """Compare FlexAttention with masked attention once per kernel, before the kernel is used.
 
-torch generates FlexAttention's kernels, and some versions generate wrong ones for some sizes. If a kernel differs or does not
-compile, masked attention is used, and a warning is logged.
+torch generates FlexAttention's kernels, and some versions generate wrong ones for some sizes. If a kernel differs or
+does not compile, masked attention is used, and a warning is logged.
 """
 
 import logging

@@ -86,7 +86,7 @@ def _sharing(groups: Sequence[tuple[int, int, int]], device: torch.device) -> Sh
 
 
 def _sequences(queries: Sequence[int], keys: Sequence[int], causal: bool, device: torch.device) -> Sequences:
-    # The bounds are at least 2: for queries of one token, FlashAttention 2 rearranges grouped heads and the log-sum-exp.
+    # The bounds are at least 2: for one-token queries, FlashAttention 2 rearranges grouped heads and the log-sum-exp.
     return Sequences(_ends(queries, device), _ends(keys, device), max(2, *queries), max(2, *keys), causal)
 
 
