@@ -1,4 +1,4 @@
-"""Jobs from Python: compose a config, plan it, run it."""
+"""Run jobs from Python: compose a config, plan the job, run it."""
 
 import time
 from dataclasses import replace
@@ -43,7 +43,7 @@ def plan(cfg: DictConfig) -> Planned:
 def run(cfg: DictConfig) -> Result | None:
     """Run a job and write its report. Cached stages are not computed again.
 
-    Returns the report's content; None on every node except the job's first. Each call recomputes the stages in
+    Return the report's content; None on every node except the job's first. Each call recomputes the stages in
     `recompute`.
 
     Raises:

@@ -31,7 +31,7 @@ def check_sampling(generator: Generator, model: Model, examples: Sequence[Exampl
 
 
 def _samples_the_policy(generator: Generator) -> bool:
-    """Return whether candidates are sampled from the model that an iteration starts from, with the training prompts."""
+    """Return True if candidates come from the model that an iteration starts from and unchanged training prompts."""
     changed = getattr(generator, "system", None) or getattr(getattr(generator, "backend", None), "adapter", None)
     return generator.follows_model and not changed
 

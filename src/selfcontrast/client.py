@@ -51,7 +51,7 @@ class _TransientFailure(Exception):
     """A failure that a retry may resolve.
 
     Attributes:
-        pause: seconds to pause, if the server requests it.
+        pause: seconds to pause, if the server requests a pause.
         free: True if the server did not work on the request, so that it is not billed.
     """
 
@@ -83,7 +83,7 @@ class Servers:
         concurrency: simultaneous requests per endpoint.
         timeout: seconds for a whole answer.
         retries: number of retries after which a request has failed permanently.
-        initial_backoff: approximate seconds before the first retry; doubled before each further one.
+        initial_backoff: approximate seconds before the first retry; doubled before each further retry.
         api_key_env: name of the environment variable with the key; None if the servers need no key.
     """
 
@@ -127,7 +127,7 @@ class Servers:
 @dataclass
 class _Endpoint:
     url: str
-    failures: int = 0  # since the last answer
+    failures: int = 0  # number of failures since the last answer
     paused_until: float = 0.0  # by time.monotonic()
 
 
@@ -169,7 +169,7 @@ class Client:
     async def post(
         self, path: str, body: Mapping[str, Any], read: Callable[[Answer], T], meter: Meter | None = None
     ) -> T:
-        """Send a request to any free endpoint, and retry on failure. Return the answer as converted by `read`.
+        """Send a request to any free endpoint, and retry on failure. Return the answer, converted by `read`.
 
         Args:
             read: raises `InvalidAnswer` for an unusable answer.
@@ -229,7 +229,7 @@ class Client:
         self._last_reason = reason
         if self._silent_since is None:
             self._silent_since, self._gives_up_at = now, now + PATIENCE
-        # A requested pause delays giving up, but to `2 * PATIENCE` at most: a server that only requests pauses is dead.
+        # A requested pause delays giving up, but to `2 * PATIENCE` at most: a server could request pauses forever.
         if pause:
             until = min(now + pause + MODELS_TIMEOUT, self._silent_since + 2 * PATIENCE)
             self._gives_up_at = max(self._gives_up_at, until)
@@ -283,7 +283,7 @@ class Client:
             asyncio.get_running_loop().call_later(pause, self._slots.put_nowait, endpoint)
 
     def _pause(self, endpoint: _Endpoint, error: Exception) -> None:
-        """Pause an endpoint if its server requests a pause, or after a second failure in a row."""
+        """Pause an endpoint if its server requests a pause, or from its second failure in a row on."""
         endpoint.failures += 1
         now, requested = time.monotonic(), getattr(error, "pause", None)
         if requested is not None:

@@ -206,7 +206,7 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     if not isinstance(parts["model"], FromScratch):
         checks.warn_of_learning_rates(parts, cfg.iterations)
     left_out: list[str] = []
-    if not (isinstance(parts["data"], Builtin) and isinstance(parts["model"], FromScratch)):  # always renders
+    if not (isinstance(parts["data"], Builtin) and isinstance(parts["model"], FromScratch)):  # this pair always renders
         splits, left_out = drop_unrenderable(parts["data"], Renderer(parts["model"].tokenizer()), splits)
     splits, ungraded = checks.drop_ungradable(splits, str(parts["evaluation"].split), verified)
     left_out = [*left_out, *ungraded]
@@ -231,7 +231,7 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
 def assemble(
     cfg: DictConfig, parts: dict[str, Any], splits: dict[Split, list[Example]], left_out: Sequence[str] = ()
 ) -> Parts:
-    """Assemble a job from built parts. Only the folders that it writes to are checked."""
+    """Assemble a job from built parts. Only the folders that the job writes to are checked."""
     output = Path(convert(check_values(cfg.output, "output"), Text, "output"))
     return Parts(
         name=str(cfg.name),

@@ -20,7 +20,7 @@ from typing_extensions import get_protocol_members, is_protocol
 from selfcontrast.errors import UserError
 
 MAX_INT = 2**31 - 1  # files and libraries store integers in 32 bits
-MAX_PRINTED = 60  # characters of a value in an error
+MAX_PRINTED = 60  # maximum characters of a value in an error
 
 
 def _no_bool(value: Any) -> Any:

@@ -4,7 +4,7 @@ python -m selfcontrast.debug debug
 python train.py +experiment=paper data=hh_rlhf negatives=4 +debug=tiny
 
 The rows are examples of the built-in data, in the columns, files and folders of hh-rlhf, UltraChat, UltraFeedback and
-Nectar on the hub. They only show that an experiment runs.
+Nectar on the hub. These rows only show that an experiment runs.
 """
 
 import argparse

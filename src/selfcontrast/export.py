@@ -82,7 +82,7 @@ def export(source: Path, form: str, count: int | None, output: Path, data: str |
         data: the file that the prompts came from; needed if it has moved or the source is an artifact.
 
     Raises:
-        UserError: if the source holds no negatives, the data has changed, or a prompt has fewer negatives.
+        UserError: if the source holds no negatives, the data has changed, or a prompt has fewer than `count` negatives.
     """
     folder, examples = _read(source, data)
     ranked, chosen = read_negatives(folder / FILE), read_chosen(folder)

@@ -106,7 +106,7 @@ class Job:
         return JudgeContext(p.hardware.device, p.grader, p.store.root / "judgments", self.budget, label)
 
     def _check_judges(self) -> None:
-        """Send one request to each remote judge, so that a dead one is found before hours of training."""
+        """Send one request to each remote judge, so that a dead judge is found before hours of training."""
         if not self._judges_pending:
             return
         self._judges_pending = False

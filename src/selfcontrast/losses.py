@@ -34,7 +34,7 @@ def sigmoid(margin: Tensor, label_smoothing: float = 0.0) -> Tensor:
 
 
 def robust(margin: Tensor, label_smoothing: float) -> Tensor:
-    """(-(1-e) log sigmoid(m) + e log sigmoid(-m)) / (1-2e): unbiased under flips (arXiv 2403.00409)."""
+    """(-(1-e) log sigmoid(m) + e log sigmoid(-m)) / (1-2e): unbiased under flipped preferences (arXiv 2403.00409)."""
     noisy = -(1 - label_smoothing) * logsigmoid(margin) + label_smoothing * logsigmoid(-margin)
     return noisy / (1 - 2 * label_smoothing)
 
@@ -71,7 +71,7 @@ def dpo(
 def mean_of_pairs(
     core: Core, s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None, weights: MaybeTensor = None
 ) -> Tensor:
-    """(1/K) sum_j core(s - s_j); with weights, their weighted mean."""
+    """(1/K) sum_j core(s - s_j); with weights, the weighted mean over pairs."""
     mask, weights = _with_defaults(s_minus, mask, weights)
     losses = core(s_plus[:, None] - where_exists(s_minus, mask))
     return mean_over_negatives(losses, mask, weights)
@@ -109,7 +109,7 @@ def softmax(s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None, weights: 
 def plackett_luce(s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None) -> Tensor:
     """-sum_k log(e^s_k / sum_{l>=k} e^s_l) over the ranking: the target, then the negatives by column.
 
-    Columns must be in order, most similar first. DPO's appendix (arXiv 2305.18290).
+    Columns must be in order, most similar first. The loss is in DPO's appendix (arXiv 2305.18290).
     """
     mask, _ = _with_defaults(s_minus, mask)
     scores = torch.cat([s_plus[:, None], where_exists(s_minus, mask)], -1)
@@ -208,7 +208,7 @@ def where_exists(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def mean_over_negatives(values: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    """Return the weighted mean [B] over the existing entries of [B, K]; 0 for a group without any."""
+    """Return the weighted mean [B] over the existing entries of [B, K]; 0 for a group without entries."""
     weights = where_exists(weights, mask)
     return (where_exists(values, mask) * weights).sum(-1) / weights.sum(-1).where(mask.any(-1), 1.0)
 

@@ -37,7 +37,7 @@ def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
     if this_node(parts.hardware.num_nodes).rank > 0:
         _ = list(policies(Job(parts, NullTracker())))
         return None
-    parts.output.mkdir(parents=True, exist_ok=True)  # Hydra creates it, unless only `output` was given
+    parts.output.mkdir(parents=True, exist_ok=True)  # Hydra creates only its own folder
     tracking: AbstractContextManager[Tracker] = parts.tracking.run(parts.name, config, parts.output)
     with tracking as tracker:
         job = Job(parts, tracker, test_judges=True)
@@ -82,7 +82,10 @@ def checkpoints(job: Job, policy: Artifact, sft: Artifact) -> range:
 
 
 def policies(job: Job) -> Iterator[tuple[str, Artifact]]:
-    """Yield name and artifact of the fine-tuned model, then of each iteration's policy, which starts from the last."""
+    """Yield name and artifact of the fine-tuned model, then of each iteration's policy.
+
+    Each iteration starts from the model that was yielded before.
+    """
     start, last, method = sft(job), job.parts.iterations, job.parts.label
     yield BASELINE, start
     previous = None

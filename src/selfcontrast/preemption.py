@@ -28,12 +28,12 @@ from selfcontrast.errors import UserError
 
 ENDED = 143  # 128 + SIGTERM: schedulers read it as "terminated", not as success
 INTERRUPTED = 130  # 128 + SIGINT
-GRACE = 60.0  # seconds from a signal to the end of the process, at most
-GRACE_VARIABLE = "SELFCONTRAST_GRACE"  # overrides GRACE; in the environment, because the scheduler sets the limit
+GRACE = 60.0  # maximum seconds from a signal to the end of the process
+GRACE_VARIABLE = "SELFCONTRAST_GRACE"  # environment variable that overrides GRACE, because the scheduler sets the limit
 QUIET = 2.0  # seconds from a signal to the line that announces the end
-_run_stopped = Event()  # W&B has stopped the tracked run
+_run_stopped = Event()  # set when W&B has stopped the tracked run
 _watched_pid = 0  # the process whose signals the thread receives
-_deadline_cancelled = Event()  # this process continues after all
+_deadline_cancelled = Event()  # set if this process continues after all
 
 
 class EarlyStop(SystemExit):
@@ -41,7 +41,7 @@ class EarlyStop(SystemExit):
 
 
 def install_handlers() -> None:
-    """Install the signal handlers in this process. Training defers them until it has saved its state."""
+    """Install the signal handlers in this process. Training defers the signals until it has saved its state."""
     grace()
     signal.signal(signal.SIGTERM, _end)
     if "SLURM_JOB_ID" in os.environ:

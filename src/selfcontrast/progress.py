@@ -23,7 +23,7 @@ class WorkCounter:
         on_change: receives `done` whenever it changes, for a progress bar.
         loss: the latest training loss.
         unsaved: how many of `done` are in an unfinished shard.
-        start: time of the start, and `done` at that time. The rate counts from there, not from the previous line,
+        start: time of the start, and `done` at that time. The rate counts from that time, not from the previous line,
             because the responses of a batch end together.
         updated_at: time of the latest `reach`.
     """
@@ -81,7 +81,7 @@ def count(total: int, unit: str, done: int = 0, on_change: Callable[[int], objec
 def advance_unsaved(units: int, unit: str) -> None:
     """Record finished units of a shard that is not written yet. A negative number takes back units that are done again.
 
-    It has no effect if the current counter counts something else, or is in another process.
+    The call has no effect if the current counter counts something else, or is in another process.
     """
     if _current and _current.unit == unit:
         _current.advance(units, unsaved=True)

@@ -252,7 +252,7 @@ def stage_record(name: str, artifact: Artifact) -> dict[str, Any]:
 
 
 def _value(metric: str, comparison: Comparison, parts: Parts) -> float | None:
-    """Return the target metric of the policy; without iterations the score of the fine-tuned model."""
+    """Return the target metric of the policy or, without iterations, of the fine-tuned model; None if it has none."""
     row = row_of(comparison, parts.label if parts.iterations else BASELINE, parts.evaluation.ways[0].name)
     values = {"score": row["mean"], "difference": row.get("difference"), "win_rate": row.get("win_rate")}
     value = values[metric]

@@ -30,7 +30,7 @@ def token_log_probs(model: nn.Module, packed: PackedGroups, chunk_size: int) -> 
 
     Args:
         model: a causal language model of transformers, or its peft wrapper; it stays in shared-prompt mode.
-        packed: on the model's device.
+        packed: packed groups, on the model's device.
         chunk_size: number of tokens whose logits are in memory at a time.
 
     Raises:

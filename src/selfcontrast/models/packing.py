@@ -4,8 +4,8 @@
 
 Positions restart after the prompt for each response. So each token has the same position as in a separate row and, with
 the attention of `shared_prompt`, the same context. With P prompt tokens and R tokens per response, P + (K+1)R tokens
-replace the 2K(P+R) of padded pairs. All functions are pure functions of token ids. B is the number of groups, K the
-largest number of negatives.
+replace the 2K(P+R) tokens of padded pairs. All functions are pure functions of token ids. B is the number of groups, K
+the largest number of negatives.
 
 If prompts are so short that sharing saves nothing, each response follows its own copy of the prompt:
 
@@ -90,7 +90,7 @@ class Layout:
 
     @cached_property
     def memo(self) -> dict[Any, Any]:
-        """Cache for what attention derives from this layout, so that it is computed once for all layers."""
+        """A cache for the values that attention derives from this layout: they are computed once for all layers."""
         return {}
 
     def to(self, device: torch.device | str) -> "Layout":

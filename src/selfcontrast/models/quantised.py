@@ -70,7 +70,7 @@ def is_quantised(layer: nn.Module) -> bool:
 def merge_adapters(policy: Any) -> Any:
     """Merge adapters on a quantised base into a plain model on the CPU: dequantised weights plus updates.
 
-    Weights get the dtype that they had before quantisation. Each sum is rounded to it once.
+    Weights get the dtype that they had before quantisation. Each sum is rounded to this dtype once.
     """
     from peft.tuners.lora.layer import LoraLayer
 

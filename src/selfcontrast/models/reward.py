@@ -78,7 +78,7 @@ class RewardModel:
         return resolve_commit(self.path, self.revision, "reward_model")
 
     def check(self) -> None:
-        """Raise `UserError` if the folder is missing, its config has no single output, or a weight is unusable."""
+        """Raise `UserError` for a missing folder, a config without exactly one output, or an unusable weight."""
         folder = Path(self.path)
         if folder.is_dir():
             self._config()

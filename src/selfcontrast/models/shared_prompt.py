@@ -77,7 +77,7 @@ def forward_packed(decoder: nn.Module, input_ids: Tensor, position_ids: Tensor, 
     """Return the last hidden states [T, D] of a packed row ([1, T] ids). Without shared prompts, use separate rows."""
     if not is_shared(decoder):
         return forward_rows(decoder, input_ids, layout)
-    # A four-dimensional mask keeps transformers from building one of T x T. It is never read.
+    # A four-dimensional mask keeps transformers from building a T x T mask. This dummy is never read.
     dummy = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device)
     output = decoder(
         input_ids=input_ids,

@@ -1,8 +1,8 @@
 """Convert the paper's reward model, Starling-RM-7B-alpha, to a folder that `RewardModel` reads.
 
-It is published as `pytorch_model.bin`, the weights of a Llama-2-7b-chat body and of a head with one output. No class of
-transformers loads this file. This command writes the same weights as a sequence classifier in safetensors, with the
-tokenizer and the chat template of the reference implementation:
+The model is published as `pytorch_model.bin`, the weights of a Llama-2-7b-chat body and of a head with one output. No
+class of transformers loads this file. This command writes the same weights as a sequence classifier in safetensors,
+with the tokenizer and the chat template of the reference implementation:
 
     python -m selfcontrast.models.starling Starling-RM-7B-alpha --body Llama-2-7b-chat-hf \\
         --output models/Starling-RM-7B-alpha

@@ -29,7 +29,7 @@ def interval(value: Mapping[str, Any] | None, signed: bool = False, digits: int 
 
 
 def unbroken(cell: object) -> str:
-    """Let a table cell break only before a bracket: "0.648" over "[0.620, 0.676]", where its column is narrow."""
+    """Let a table cell break only before a bracket. In a narrow column, "0.648" is above "[0.620, 0.676]"."""
     return re.sub(r" (?![\[(])", NO_BREAK_SPACE, str(cell))
 
 

@@ -102,11 +102,11 @@ class Catalog:
         return self._users.get(entry.key, [])
 
     def inputs_of(self, entry: Entry) -> dict[str, Entry | None]:
-        """Return the entry's inputs by role; None for a deleted one."""
+        """Return the entry's inputs by role; None for a deleted input."""
         return {role: self._by_key.get(key) for role, key in entry.inputs.items()}
 
     def differing_settings(self, entry: Entry) -> dict[str, str]:
-        """Return the settings, and the inputs as "inputs.ROLE": STAGE/KEY, that differ between artifacts of its stage.
+        """Return the settings, and the inputs as "inputs.ROLE": STAGE/KEY, that differ within the entry's stage.
 
         An input that is also an input of another input is left out.
         """

@@ -25,7 +25,7 @@ class Content:
     """The hash of a file's bytes, or of a folder's names and files.
 
     Attributes:
-        hash: SHA-256 in hexadecimal; a folder's begins with "sha256:".
+        hash: SHA-256 in hexadecimal; a folder's hash begins with "sha256:".
         stamp: size, inode and times per file, taken before hashing.
         settled: True if a later change is sure to alter the stamp.
     """

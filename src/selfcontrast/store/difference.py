@@ -25,7 +25,7 @@ class Difference:
 
 
 def differences(catalog: Catalog, first: Entry, second: Entry, where: str = "") -> Iterator[Difference]:
-    """Yield the differences of two artifacts of one stage, then those of their inputs that are not the same."""
+    """Yield the differences of two artifacts of one stage, then the differences of inputs that are not the same."""
     where = where or first.stage
     for name in sorted(first.settings.keys() | second.settings.keys()):
         values = (first.settings.get(name, NOTHING), second.settings.get(name, NOTHING))

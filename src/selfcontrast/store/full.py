@@ -39,7 +39,7 @@ def explained(root: Path, setting: str = "store") -> Iterator[None]:
 
 
 def no_space(error: BaseException) -> str | None:
-    """Return the system's message for a full disk, if that caused the error."""
+    """Return the system's message for a full disk, if a full disk caused the error; else None."""
     cause: BaseException | None = error
     while cause:
         if isinstance(cause, OSError) and cause.errno in _FULL:

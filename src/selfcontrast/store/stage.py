@@ -50,9 +50,9 @@ class Stage:
         return {role: artifact.content for role, artifact in self.inputs.items()}
 
     def stale(self, manifest: Mapping[str, Any]) -> bool:
-        """Return whether an artifact of this key was made from inputs whose content has changed since.
+        """Return whether an artifact of this key was made from inputs whose content has changed since then.
 
-        Artifacts of earlier releases do not record that and count as current.
+        Artifacts of earlier releases do not record that content and count as current.
         """
         recorded: dict[str, str] = manifest.get("made_of", self.made_of)
         return recorded != self.made_of

@@ -64,7 +64,7 @@ class Store:
         return cls(root, Run(root, output), remote)
 
     def get(self, stage: Stage, again_before: float = 0.0) -> Artifact:
-        """Return the stage's artifact. Compute it if it is missing, or if its inputs have changed since then.
+        """Return the stage's artifact. Compute it if it is missing or was made from other inputs.
 
         Args:
             again_before: recompute an artifact that is older than this, in seconds since the epoch.
@@ -153,7 +153,7 @@ class Store:
             raise
 
     def _publish(self, folder: Path, final: Path, cached: bool) -> Artifact:
-        """Give a complete folder its final name. A damaged artifact stays until now, for readers of its other files."""
+        """Give a complete folder its final name. Until then a damaged artifact stays for readers of its other files."""
         old = [discard(self.root, path) for path in (folder / RESUME, final) if path.exists()]
         os.rename(folder, final)
         empty(*old)

@@ -41,7 +41,7 @@ class WandbRun:
     def artifact(self, artifact: Artifact, used: Sequence[Artifact]) -> None:
         """Log a computed artifact as an output of the run, and a cached one as an input.
 
-        Data are always an input, because lineage begins with data. Offline runs have no inputs: all artifacts are outputs.
+        Data are always an input, because lineage begins there. Offline runs have no inputs: all artifacts are outputs.
         """
         import wandb
 

@@ -102,7 +102,7 @@ class StepData(LightningDataModule):
         tokens = self._max_tokens_per_microbatch or self.hardware.fixed_tokens_per_microbatch()
         rank, ranks = trainer.global_rank, trainer.world_size
         microbatches = rank_microbatches(self.validation, tokens, rank, ranks) if self.validation else []
-        # A separate generator: otherwise a loader draws from the global one, which would change training's dropout.
+        # Without its own generator, a loader draws from the global one, which would change training's dropout.
         return DataLoader(microbatches, batch_size=None, generator=torch.Generator())  # type: ignore[arg-type]
 
 
@@ -231,7 +231,7 @@ def train(module: PackedModule, data: StepData, folder: Path, stage: str) -> Map
         try:
             trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
         except SystemExit as stop:
-            if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns one into an exit with code 1
+            if isinstance(stop.__context__, KeyboardInterrupt):  # on Ctrl-C, Lightning exits with code 1
                 raise KeyboardInterrupt from stop
             raise
     return whole_weights(module.policy)

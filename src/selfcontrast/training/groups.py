@@ -40,7 +40,7 @@ def nearest_first(ranked: Sequence[Negative], count: int) -> list[Negative]:
     """Return a prompt's first `count` negatives by rank, sorted by similarity to the target, highest first.
 
     Ranks follow the filter's order, which is often random, but Plackett-Luce and rank weights need the order of
-    similarity. Ties keep the order of ranks, and so do negatives without a similarity (a prompt without a target).
+    similarity. Ties keep the order of ranks. For a prompt without a target, all negatives count as ties.
     """
     return sorted(ranked[:count], key=lambda negative: 0.0 if isnan(negative.similarity) else -negative.similarity)
 

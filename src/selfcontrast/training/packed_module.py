@@ -94,7 +94,7 @@ class PackedModule(LightningModule, ABC):
             if microbatch.counts:
                 group_losses.append((microbatch.packed.ids, loss.detach()))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.optim.max_grad_norm)
-        # The host waits for the GPU only here, so that it can prepare the next step during this one's update.
+        # The host waits for the GPU only here, so that it can prepare the next step during this step's update.
         means, grad_norm = self._means(sums), _norm_value(norm)
         if not math.isfinite(grad_norm):
             self._stop_on_nan(group_losses)

@@ -1,4 +1,4 @@
-"""Training on several devices, with one process per device.
+"""Train on several devices, with one process per device.
 
 Lightning's own launcher would run the whole command once per device, and the copies would wait for the store's lock
 that this process holds. The policy's weights go to the ranks and back through shared memory.

@@ -1,9 +1,9 @@
 """The groups of every optimiser step, in micro-batches that fit into memory.
 
 Every step has `batch_size` groups, for every K; the last step of an epoch may have fewer. The groups are a function of
-(seed, epoch, step) alone, so a resumed run needs only the number of its next step. Every rank computes the whole plan and takes its own part. Groups go
-longest first, each to the rank with the fewest tokens. All ranks have equally many micro-batches, because all must take
-part in the collective operations of a micro-batch.
+(seed, epoch, step) alone, so a resumed run needs only the number of its next step. Every rank computes the whole plan
+and takes its own part. Groups go longest first, each to the rank with the fewest tokens. All ranks have equally many
+micro-batches, because all must take part in the collective operations of a micro-batch.
 """
 
 import heapq
@@ -21,7 +21,7 @@ MIN_SHARING_BOUND = 1.05  # below this, the second attention call costs as much 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Groups computed together. `counts` is False for a filler, which only equalises the numbers of ranks."""
+    """Groups computed together. `counts` is False for a filler, since all ranks need equally many micro-batches."""
 
     packed: PackedGroups
     counts: bool
@@ -153,7 +153,7 @@ def rank_microbatches(
 def split_into_microbatches(
     groups: Sequence[Group], max_tokens_per_microbatch: int, sharing: bool = True
 ) -> list[list[Group]]:
-    """Split groups into micro-batches of similar lengths. Only a single group may exceed the limit."""
+    """Split groups into micro-batches of similar lengths. A group above the limit is alone in its micro-batch."""
     microbatches: list[list[Group]] = []
     tokens = max_tokens_per_microbatch
     for group in sorted(groups, key=length, reverse=True):

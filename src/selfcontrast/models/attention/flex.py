@@ -20,7 +20,7 @@ Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 BLOCK = 128  # tokens
 KERNEL_OPTIONS: dict[str, int | bool] = {}  # empty: torch's defaults. `make gpu-check` measures others
-RECOMPILE_LIMIT = 32  # number of kernels; above torch's default of 8, it would silently run without a kernel
+RECOMPILE_LIMIT = 32  # number of kernels; above its default of 8, torch would silently run without a kernel
 
 
 def attend(
