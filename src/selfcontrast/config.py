@@ -295,11 +295,11 @@ def _grader(verifier: Verifier) -> Verifier | None:
 
 def _full_key(message: str, where: str, known: Collection[str]) -> str:
     """Add the setting's full path to an error message of a class, which does not know its place in the config."""
-    parent, _, last = where.rpartition(".")
-    first = re.split(r"\W", message, maxsplit=1)[0]
-    if first in known:
+    parent, _, last_key = where.rpartition(".")
+    first_word = re.split(r"\W", message, maxsplit=1)[0]
+    if first_word in known:
         return f"{where}.{message}"
-    return f"{parent}.{message}" if parent and first == re.split(r"\W", last)[0] else message
+    return f"{parent}.{message}" if parent and first_word == re.split(r"\W", last_key)[0] else message
 
 
 def _check_benchmark(benchmark: Benchmark, where: str, verifier: Verifier | None) -> None:
@@ -337,8 +337,8 @@ def _check_keys(node: DictConfig, cls: Any, where: str) -> None:
     known = [f.name for f in fields(cls)]
     for key in map(str, node):
         if key not in (*known, "_target_"):
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"Did you mean {where}.{close[0]}?" if close else f"Its settings: {', '.join(known) or 'none'}."
+            matches = difflib.get_close_matches(key, known, n=1)
+            hint = f"Did you mean {where}.{matches[0]}?" if matches else f"Its settings: {', '.join(known) or 'none'}."
             raise UserError(f"{where}.{key}: no such setting. {hint}")
     for key in known:
         if OmegaConf.is_missing(node, key):  # checked first, because `in` is False for "???"

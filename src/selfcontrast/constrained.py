@@ -80,10 +80,12 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
     try:
         return TypeAdapter(annotation).validate_python(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        inner = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"] if _is_key(part))
-        reason = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        return _refuse(name + inner, first["input"] if inner else value, reason + _or_null(annotation))
+        problem = error.errors()[0]
+        inner_path = "".join(
+            f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"] if _is_key(part)
+        )
+        reason = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        return _refuse(name + inner_path, problem["input"] if inner_path else value, reason + _or_null(annotation))
 
 
 def quoted(text: str) -> str:

@@ -104,8 +104,8 @@ def ultrachat(example: Example) -> Row:
 
 
 def ultrafeedback(example: Example) -> Row:
-    both = {"chosen": chosen(example), "rejected": rejected(example)}
-    return {**ultrachat(example), **both, "score_chosen": 8.0, "score_rejected": 3.0}
+    pair = {"chosen": chosen(example), "rejected": rejected(example)}
+    return {**ultrachat(example), **pair, "score_chosen": 8.0, "score_rejected": 3.0}
 
 
 def nectar(example: Example) -> Row:

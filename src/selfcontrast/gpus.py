@@ -34,8 +34,8 @@ def reserved_gpus(hardware: DictConfig) -> Iterator[None]:
     """
     settings = HydraConfig.get()
     launcher = str(settings.launcher._target_).rsplit(".", 1)[-1]
-    several = settings.mode == RunMode.MULTIRUN and launcher in CONCURRENT_LAUNCHERS
-    gpus = visible_gpus() if several and hardware.accelerator != "cpu" else []
+    concurrent = settings.mode == RunMode.MULTIRUN and launcher in CONCURRENT_LAUNCHERS
+    gpus = visible_gpus() if concurrent and hardware.accelerator != "cpu" else []
     devices = hardware.devices if gpus else 0
     # An impossible number of devices is reported by `Hardware`.
     if not gpus or not isinstance(devices, int) or len(gpus) < devices:
@@ -62,16 +62,16 @@ def reserve(gpus: Sequence[str], count: int) -> Iterator[list[str]]:
     """Lock `count` of these GPUs against this user's other processes; wait until enough are free."""
     folder = Path(tempfile.gettempdir()) / f"selfcontrast-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    waiting = False
+    announced = False
     while True:
         with ExitStack() as locks:
             locked = _lock_free(gpus, count, folder, locks)
             if len(locked) == count:
                 yield locked
                 return
-        if not waiting:
+        if not announced:
             log.info("waiting for %d of the GPUs %s, which other jobs use", count, ", ".join(gpus))
-            waiting = True
+            announced = True
         time.sleep(POLL)
 
 

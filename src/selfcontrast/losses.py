@@ -182,8 +182,10 @@ def swepo(
     better = exists & (scores > mean)
     accepted = torch.where(better.any(-1, keepdim=True), better, exists)  # if none is better, the loss is 0
     logits = rewards + alpha * (scores - mean) ** power
-    total, part = (logits.masked_fill(~kept, -torch.inf).logsumexp(-1) for kept in (exists, accepted))
-    return total - part
+    all_logits, accepted_logits = (
+        logits.masked_fill(~members, -torch.inf).logsumexp(-1) for members in (exists, accepted)
+    )
+    return all_logits - accepted_logits
 
 
 def lipo_lambda(s_plus: Tensor, s_minus: Tensor, scores: Tensor, mask: MaybeTensor = None) -> Tensor:

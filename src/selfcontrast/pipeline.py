@@ -86,13 +86,13 @@ def policies(job: Job) -> Iterator[tuple[str, Artifact]]:
 
     Each iteration starts from the model that was yielded before.
     """
-    start, last, method = sft(job), job.parts.iterations, job.parts.label
+    start, iterations, method = sft(job), job.parts.iterations, job.parts.label
     yield BASELINE, start
     previous = None
-    for number in range(1, last + 1):
-        previous = Iteration(job, start, "" if number == last else f"iteration-{number}/", previous)
+    for number in range(1, iterations + 1):
+        previous = Iteration(job, start, "" if number == iterations else f"iteration-{number}/", previous)
         start = previous.policy
-        yield method if number == last else f"{method} iteration {number}", start
+        yield method if number == iterations else f"{method} iteration {number}", start
 
 
 def last_candidates(job: Job) -> pd.DataFrame:

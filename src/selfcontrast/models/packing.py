@@ -149,13 +149,13 @@ def pack(groups: Sequence[Group], sharing: bool = True) -> PackedGroups:
     predictors: list[int] = []
     segments: list[int] = []
     for row, prompt, responses in parts:
-        last, first = len(tokens) + len(prompt) - 1, len(prompt)
+        prompt_end, response_start = len(tokens) + len(prompt) - 1, len(prompt)
         tokens += prompt
-        positions += range(first)
+        positions += range(response_start)
         for column, response in responses:
-            predictors += [last, *range(len(tokens), len(tokens) + len(response) - 1)]
+            predictors += [prompt_end, *range(len(tokens), len(tokens) + len(response) - 1)]
             segments += [row * (negatives + 1) + column] * len(response)
-            positions += range(first, first + len(response))
+            positions += range(response_start, response_start + len(response))
             tokens += response
             lengths[row, column] = len(response)
     labels = [token for group in groups for response in group.responses for token in response]

@@ -145,10 +145,10 @@ class RewardModel:
         from torch.nn.functional import pad as extend
 
         ids, mask = padded["input_ids"], padded["attention_mask"]
-        missing = int(ids.shape[1] < self.max_tokens)
-        positions = mask.new_ones(ids.shape[0], ids.shape[1] + missing).cumsum(-1) - 1
+        extra = int(ids.shape[1] < self.max_tokens)
+        positions = mask.new_ones(ids.shape[0], ids.shape[1] + extra).cumsum(-1) - 1
         positions[:, -1] = self.max_tokens - 1
-        ids, mask = extend(ids, (0, missing), value=pad), extend(mask, (0, missing))
+        ids, mask = extend(ids, (0, extra), value=pad), extend(mask, (0, extra))
         return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
 
     def _config(self) -> Any:

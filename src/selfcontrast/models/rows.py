@@ -59,11 +59,11 @@ def _rows(layout: Layout) -> Rows:
     source, lengths = _unshared(layout)
     index = torch.tensor(source)
     batches, slots = bucketed(lengths)
-    first = torch.full((int(index.max()) + 1,), len(source))
-    first.scatter_reduce_(0, index, torch.arange(len(source)), "amin")
+    first_copy = torch.full((int(index.max()) + 1,), len(source))
+    first_copy.scatter_reduce_(0, index, torch.arange(len(source)), "amin")
     device = layout.segment.device
-    moved = tuple(Bucket(to_device(index[batch.tokens], device), None) for batch in batches)
-    return moved, to_device(slots[first], device)
+    batches_on_device = tuple(Bucket(to_device(index[batch.tokens], device), None) for batch in batches)
+    return batches_on_device, to_device(slots[first_copy], device)
 
 
 def _unshared(layout: Layout) -> tuple[list[int], list[int]]:

@@ -81,8 +81,8 @@ def refuse_partial(model: Any, report: dict[str, Any], model_name: str, unused: 
     heads = tuple(f"{name}." for name in unused)
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(heads or ("\0",)))
     mismatched = sorted(report["mismatched_keys"])
-    parts = {model.base_model_prefix, *(name for name, _ in model.named_children())}
-    unexpected = sorted(name for name in report["unexpected_keys"] if name.split(".")[0] in parts)
+    modules = {model.base_model_prefix, *(name for name, _ in model.named_children())}
+    unexpected = sorted(name for name in report["unexpected_keys"] if name.split(".")[0] in modules)
     others = sorted(set(report["unexpected_keys"]) - set(unexpected))
     if missing:
         total = len(model.state_dict())

@@ -201,9 +201,9 @@ def _curve(
     if marker or len(points) < 30:
         axes.plot(steps, values, color=colour, linewidth=1.6, label=label, marker=marker, markersize=4)
         return
-    every = -(-len(points) // POINTS)
+    stride = -(-len(points) // POINTS)
     window = max(5, min(25, len(points) // 12))
     kernel = np.ones(window)
     smooth = np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
-    axes.plot(steps[::every], values[::every], color=colour, linewidth=0.7, alpha=0.3)
-    axes.plot(steps[::every], smooth[::every], color=colour, linewidth=1.7, label=label)
+    axes.plot(steps[::stride], values[::stride], color=colour, linewidth=0.7, alpha=0.3)
+    axes.plot(steps[::stride], smooth[::stride], color=colour, linewidth=1.7, label=label)

@@ -119,8 +119,8 @@ class SystemScores:
     @property
     def step(self) -> int:
         """Steps of preference training so far, including earlier iterations; 0 for the fine-tuned model."""
-        done = self.earlier if self.checkpoint else [*self.earlier, self.policy]
-        steps = sum(int(policy.summary["steps"]) for policy in done if policy.stage == "align")
+        finished = self.earlier if self.checkpoint else [*self.earlier, self.policy]
+        steps = sum(int(policy.summary["steps"]) for policy in finished if policy.stage == "align")
         return steps + (int(self.policy.summary["checkpoints"][self.checkpoint - 1]) if self.checkpoint else 0)
 
     def measured(self) -> CurveModel:

@@ -45,10 +45,10 @@ class Content:
     def check(self, setting: str) -> None:
         """Raise `UserError`, with the name of the setting, if the content has changed. Call it after reading."""
         try:
-            same = stamp_of(self.path) == self.stamp and (self.settled or hash_of(self.path) == self.hash)
+            unchanged = stamp_of(self.path) == self.stamp and (self.settled or hash_of(self.path) == self.hash)
         except OSError:
-            same = False
-        if not same:
+            unchanged = False
+        if not unchanged:
             raise UserError(
                 f"{setting}={self.path} has changed while this job was reading it. Run the same command again."
             )

@@ -208,10 +208,10 @@ def _check_unchanged(stage: Stage, role: str, artifact: Artifact) -> None:
     if not artifact.content:
         return
     try:
-        same = content_of(read_manifest(artifact.path)) == artifact.content
+        unchanged = content_of(read_manifest(artifact.path)) == artifact.content
     except (OSError, ValueError):
-        same = False
-    if not same:
+        unchanged = False
+    if not unchanged:
         raise UserError(
             f"{stage.name}: another process recomputed its input {role} ({artifact.path}) meanwhile. "
             "Run the same command again."

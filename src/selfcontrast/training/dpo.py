@@ -121,11 +121,11 @@ class SelfContrastDPO(PackedModule):
 
 def _by_id(stored: Mapping[str, Tensor], ids: Sequence[str], like: Tensor) -> Tensor:
     """Return the stored values of these groups in the shape of `like` [B, n], padded with zeros."""
-    out = torch.zeros(like.shape, dtype=like.dtype)
+    padded = torch.zeros(like.shape, dtype=like.dtype)
     for row, name in enumerate(ids):
         values = stored[name][: like.shape[1]]
-        out[row, : len(values)] = values
-    return to_device(out, like.device)
+        padded[row, : len(values)] = values
+    return to_device(padded, like.device)
 
 
 def _sum(values: Tensor) -> Tensor:

@@ -71,8 +71,8 @@ def bucketed(lengths: Sequence[int]) -> tuple[tuple[Bucket, ...], Tensor]:
     for bucket in buckets:
         tokens, padding = bucket.tokens.flatten(), bucket.padding
         slots = torch.arange(offset, offset + tokens.numel())
-        real = slice(None) if padding is None else ~padding.flatten()
-        slot[tokens[real]] = slots[real]
+        is_token = slice(None) if padding is None else ~padding.flatten()
+        slot[tokens[is_token]] = slots[is_token]
         offset += tokens.numel()
     return buckets, slot
 
@@ -85,10 +85,10 @@ def _buckets(segments: Sequence[int]) -> tuple[Bucket, ...]:
     buckets = []
     while order.numel():
         longest = int(lengths[order[0]])
-        taken = int((lengths[order] >= _MIN_FILL * longest).sum())
-        chosen, order = order[:taken].sort().values, order[taken:]
-        offsets, length = torch.arange(longest), lengths[chosen][:, None]
-        tokens = (ends[chosen][:, None] - length) + offsets.minimum(length - 1)
+        size = int((lengths[order] >= _MIN_FILL * longest).sum())
+        members, order = order[:size].sort().values, order[size:]
+        offsets, length = torch.arange(longest), lengths[members][:, None]
+        tokens = (ends[members][:, None] - length) + offsets.minimum(length - 1)
         padding = offsets >= length
         buckets.append(Bucket(tokens, padding if bool(padding.any()) else None))
     return tuple(buckets)

@@ -61,14 +61,14 @@ def mask(layout: Layout, window: int | None) -> Mask:
     """
     tokens = len(layout.segment)
     filler = torch.arange(-tokens % BLOCK, device=layout.segment.device)
-    other = torch.full_like(filler, len(layout.lengths))
-    segment, prompt = torch.cat([layout.segment, other]), torch.cat([layout.prompt, other])
+    padding_segment = torch.full_like(filler, len(layout.lengths))
+    segment, prompt = torch.cat([layout.segment, padding_segment]), torch.cat([layout.prompt, padding_segment])
     position = torch.cat([layout.position, filler])
-    first = torch.zeros_like(position) if window is None else position - window + 1
+    first_visible = torch.zeros_like(position) if window is None else position - window + 1
 
     def sees(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         shared = (segment[k] == segment[q]) | (segment[k] == prompt[q])
-        return shared & (position[k] <= position[q]) & (position[k] >= first[q])
+        return shared & (position[k] <= position[q]) & (position[k] >= first_visible[q])
 
     return sees
 
