@@ -161,7 +161,9 @@ class QLoRA(LoRA):
         from selfcontrast.models.quantised import unavailable_reason
 
         if reason := unavailable_reason():
-            raise UserError(f"adapter=qlora: bitsandbytes cannot compute in 4 bits here ({reason}). Use adapter=lora.")
+            raise UserError(
+                f"adapter=qlora: bitsandbytes cannot compute in 4 bits on this machine ({reason}). Use adapter=lora."
+            )
 
     def wrap(self, policy: Any, seed: int) -> Any:
         from selfcontrast.models.quantised import FourBit, quantise

@@ -80,7 +80,7 @@ def self_check(model: nn.Module, groups: Sequence[Group], tolerance: float) -> f
     if not difference <= tolerance:  # not `>`: NaN must raise, too
         raise UserError(
             f"self-check: packed and separate log-probabilities of group {group.id} differ by {difference:.3g} nats "
-            f"(tolerance {tolerance:g}), so this model cannot be trained here. "
+            f"(tolerance {tolerance:g}), so this model cannot be trained with packed rows. "
             "Use another model (Llama, Mistral, Qwen, GPT-2); in low precision, raise the tolerance."
         )
     return difference

@@ -46,7 +46,7 @@ def _choose(requested: str, spec: AttentionSpec) -> str:
     used: str = next(name for name, reason in obstacles.items() if reason is None)
     if used != preferred:
         reason = obstacles[preferred]
-        log.warning("hardware.attention=%s: %s cannot run here (%s). Using %s", requested, preferred, reason, used)
+        log.warning("hardware.attention=%s: %s cannot run (%s). Using %s", requested, preferred, reason, used)
     return used
 
 
