@@ -1,4 +1,4 @@
-"""Jobs from Python: compose a config, plan it, run it."""
+"""Run jobs from Python: compose a config, plan the job, run it."""
 
 import time
 from dataclasses import replace
@@ -23,7 +23,7 @@ def compose(*overrides: str, output: str | Path) -> DictConfig:
     """Compose a job's config from command-line overrides: `compose("negatives=4", output="out")`.
 
     Args:
-        output: folder for its report, config and results.
+        output: folder for the report, the config and the results of the job.
 
     Raises:
         HydraException: if a setting or a choice does not exist.
@@ -36,14 +36,14 @@ def compose(*overrides: str, output: str | Path) -> DictConfig:
 
 
 def plan(cfg: DictConfig) -> Planned:
-    """Return the stages of a job, and which of them are cached. Nothing is computed. Raises `UserError`."""
+    """Return the stages of a job and which are cached. Compute nothing. Raise `UserError` for a wrong setting."""
     return plan_of(current_config(cfg), DataReader())
 
 
 def run(cfg: DictConfig) -> Result | None:
     """Run a job and write its report. Cached stages are not computed again.
 
-    Returns the report's content; None on every node except the job's first. Each call recomputes the stages in
+    Return the report's content; None on every node except the job's first. Each call recomputes the stages in
     `recompute`.
 
     Raises:

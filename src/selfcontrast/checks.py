@@ -31,7 +31,7 @@ def check_sampling(generator: Generator, model: Model, examples: Sequence[Exampl
 
 
 def _samples_the_policy(generator: Generator) -> bool:
-    """Return whether candidates are sampled from the model that an iteration starts from, with the training prompts."""
+    """Return True if candidates come from the model that an iteration starts from and unchanged training prompts."""
     changed = getattr(generator, "system", None) or getattr(getattr(generator, "backend", None), "adapter", None)
     return generator.follows_model and not changed
 
@@ -53,8 +53,8 @@ def check_signals(parts: dict[str, Any], reference: str, verified: bool) -> None
             )
     if reference == "sampler" and not _samples_the_policy(generator):
         raise UserError(
-            "reference=sampler: candidates are not sampled from the model and prompts with which targets are scored "
-            "(because of generator.model, generator.system, or the backend's adapter or server). Use reference=stored."
+            "reference=sampler needs candidates sampled from the trained model with the training prompts, but "
+            "generator.model, generator.system, or the backend's adapter or server changes them. Use reference=stored."
         )
     if (objective.needs_sampler or reference == "sampler") and parts["trainer"].max_length < generator.max_length:
         raise UserError(
@@ -70,13 +70,13 @@ def check_signals(parts: dict[str, Any], reference: str, verified: bool) -> None
             "reference=sampler cannot be used with adapter=qlora, whose quantised base is not the model that samples. "
             "Use reference=stored."
         )
-    drawn = getattr(generator, "temperature", 1.0), getattr(generator, "top_p", 1.0)
-    if objective.needs_sampler and drawn != (1.0, 1.0):
+    sampling = getattr(generator, "temperature", 1.0), getattr(generator, "top_p", 1.0)
+    if objective.needs_sampler and sampling != (1.0, 1.0):
         log.warning(
             "%s: p_gen is the sampler's probability at temperature 1 and top_p 1, but candidates are drawn with "
             "generator.temperature=%g, generator.top_p=%g",
             name,
-            *drawn,
+            *sampling,
         )
 
 
@@ -149,15 +149,15 @@ def check_iterations(cfg: DictConfig, generator: Generator, hardware: Hardware, 
     """
     if cfg.reference_over_iterations == "initial" and (hardware.rescore_reference or adapter.at("align").quantised):
         raise UserError(
-            "reference_over_iterations=initial cannot be used with hardware.rescore_reference=true or adapter=qlora, "
-            "which score the model that an iteration starts from. Set one of them to its default."
+            "reference_over_iterations=initial cannot be used with hardware.rescore_reference=true or adapter=qlora: "
+            "their reference is the model that an iteration starts from. Use reference_over_iterations=previous."
         )
     if cfg.reference == "sampler" and (cfg.reference_over_iterations, cfg.negatives_over_iterations) != (
         "previous",
         "last",
     ):
         raise UserError(
-            "reference=sampler scores negatives by the policy that sampled them, so it cannot be used with "
+            "reference=sampler takes log-probabilities from the policy that sampled, so it cannot be used with "
             "reference_over_iterations=initial or negatives_over_iterations=all. Use reference=stored."
         )
     if cfg.prompts_over_iterations == "same":
@@ -171,12 +171,12 @@ def check_iterations(cfg: DictConfig, generator: Generator, hardware: Hardware, 
     if count is None or count > limit:
         raise UserError(
             f"prompts_over_iterations=disjoint: {cfg.iterations} iterations share {prompts:,} training prompts. "
-            f"Set generator.prompts={count} to a number up to {limit:,}."
+            f"Set generator.prompts, now {count}, to at most {limit:,}."
         )
 
 
 def check_checkpoints(parts: dict[str, Any], prompts: int) -> None:
-    """Raise `UserError` if there are more checkpoints than preference training can have steps.
+    """Raise `UserError` if `evaluation.checkpoints` exceeds the number of steps that preference training can have.
 
     This bound assumes that every prompt is used. `align` checks the exact number.
 
@@ -184,10 +184,10 @@ def check_checkpoints(parts: dict[str, Any], prompts: int) -> None:
         prompts: number of prompts in the training split.
     """
     optim, chosen = parts["trainer"], parts["chosen"]
-    if optim.tokens is not None:  # then the number of steps depends on lengths
+    if optim.tokens is not None:  # with a limit on tokens, the number of steps depends on lengths
         return
-    drawn = getattr(parts["generator"], "prompts", None)
-    groups = min(prompts, drawn or prompts) * (2 if chosen.target and chosen.candidate else 1)
+    limit = getattr(parts["generator"], "prompts", None)
+    groups = min(prompts, limit or prompts) * (2 if chosen.target and chosen.candidate else 1)
     steps = -(-groups // optim.batch_size) * optim.epochs
     if (checkpoints := parts["evaluation"].checkpoints) > steps:
         raise UserError(

@@ -26,8 +26,8 @@ MAX_BACKOFF = 60.0  # seconds between two tries
 MAX_PAUSE = 600.0  # seconds, even if a server's Retry-After is longer
 MODELS_TIMEOUT = 5.0  # seconds that `models` waits
 RETRY_STATUSES = {408, 409, 425, 429, *range(500, 600)}  # the same request may succeed later
-# With these, the server refuses the request without working on it. After any other status, an answer may have been
-# billed: a proxy also returns 503 if the server behind it died during an answer.
+# With these statuses, the server did not work on the request. With the other statuses that are retried, an answer may
+# have been billed: a proxy also returns 503 if the server behind it died during an answer.
 UNBILLED_STATUSES = {425, 429}
 PATIENCE = 600.0  # seconds without any answer until a client gives up
 LOG_INTERVAL = 60.0  # seconds between two log lines about failures
@@ -51,8 +51,8 @@ class _TransientFailure(Exception):
     """A failure that a retry may resolve.
 
     Attributes:
-        pause: seconds to pause, if the server requests it.
-        free: the server did not work on the request, so it is not billed.
+        pause: seconds to pause, if the server requests a pause.
+        free: True if the server did not work on the request, so that it is not billed.
     """
 
     def __init__(self, reason: str, pause: float | None = None, free: bool = False) -> None:
@@ -79,11 +79,11 @@ class Servers:
     """Endpoints of one model, and the settings of requests to them.
 
     Attributes:
-        base_urls: each with its version, such as http://127.0.0.1:8000/v1.
+        base_urls: URLs of the endpoints, with the API's version, such as http://127.0.0.1:8000/v1.
         concurrency: simultaneous requests per endpoint.
         timeout: seconds for a whole answer.
         retries: number of retries after which a request has failed permanently.
-        initial_backoff: approximate seconds before the first retry; doubled before each further one.
+        initial_backoff: approximate seconds before the first retry; doubled before each further retry.
         api_key_env: name of the environment variable with the key; None if the servers need no key.
     """
 
@@ -127,7 +127,7 @@ class Servers:
 @dataclass
 class _Endpoint:
     url: str
-    failures: int = 0  # since the last answer
+    failures: int = 0  # number of failures since the last answer
     paused_until: float = 0.0  # by time.monotonic()
 
 
@@ -136,8 +136,8 @@ class Client:
     """An HTTP client. Use it with `async with`, within one event loop."""
 
     servers: Servers
-    answered: int = field(default=0, init=False)  # requests
-    failed: int = field(default=0, init=False)  # tries
+    answered: int = field(default=0, init=False)  # number of requests
+    failed: int = field(default=0, init=False)  # number of tries
     _silent_since: float | None = field(default=None, init=False)  # time of the first failure after the last answer
     _gives_up_at: float = field(default=0.0, init=False)
     _logged_at: float = field(default=-inf, init=False)
@@ -169,7 +169,7 @@ class Client:
     async def post(
         self, path: str, body: Mapping[str, Any], read: Callable[[Answer], T], meter: Meter | None = None
     ) -> T:
-        """Send a request to any free endpoint, and retry on failure. Return the answer as converted by `read`.
+        """Send a request to any free endpoint, and retry on failure. Return the answer, converted by `read`.
 
         Args:
             read: raises `InvalidAnswer` for an unusable answer.
@@ -223,13 +223,13 @@ class Client:
             raise
 
     def _record_failure(self, endpoint: _Endpoint, reason: str, pause: float | None) -> None:
-        """Log the first failure and then one a minute. Set the time to give up if nothing is answered."""
+        """Log the first failure, then at most one a minute. Set the time to give up if nothing is answered."""
         now = time.monotonic()
         self.failed += 1
         self._last_reason = reason
         if self._silent_since is None:
             self._silent_since, self._gives_up_at = now, now + PATIENCE
-        # Wait once for a pause that a server requests. A server that requests pauses repeatedly counts as dead.
+        # A requested pause delays giving up, but to `2 * PATIENCE` at most: a server could request pauses forever.
         if pause:
             until = min(now + pause + MODELS_TIMEOUT, self._silent_since + 2 * PATIENCE)
             self._gives_up_at = max(self._gives_up_at, until)
@@ -247,7 +247,7 @@ class Client:
         if self._silent_since is not None and time.monotonic() >= self._gives_up_at:
             raise UserError(
                 f"no answer from {', '.join(self.servers.base_urls)} for {time.monotonic() - self._silent_since:.0f} s "
-                f"({self._last_reason}). Start or repair it, and run the same command again. Received answers are kept."
+                f"({self._last_reason}). Start or repair the server, and run the same command again. Answers are kept."
             )
 
     async def models(self) -> dict[str, list[Answer] | str]:
@@ -274,7 +274,7 @@ class Client:
         )
 
     async def _slot(self) -> _Endpoint:
-        """Return an endpoint with a free slot that is not paused."""
+        """Wait for an endpoint that has a free slot and is not paused, and return it."""
         while True:
             endpoint = await self._slots.get()
             pause = endpoint.paused_until - time.monotonic()
@@ -283,10 +283,7 @@ class Client:
             asyncio.get_running_loop().call_later(pause, self._slots.put_nowait, endpoint)
 
     def _pause(self, endpoint: _Endpoint, error: Exception) -> None:
-        """Pause an endpoint if its server requests it, or after repeated failures.
-
-        A single failure does not pause it.
-        """
+        """Pause an endpoint if its server requests a pause, or from its second failure in a row on."""
         endpoint.failures += 1
         now, requested = time.monotonic(), getattr(error, "pause", None)
         if requested is not None:
@@ -295,7 +292,7 @@ class Client:
             endpoint.paused_until = now + self._backoff(endpoint.failures - 2)
 
     def _backoff(self, failures: int) -> float:
-        """Return seconds to wait: exponential, with jitter, so that requests that failed together retry separately."""
+        """Return seconds to wait: exponential, with jitter, so that failed requests do not all retry at once."""
         return float(min(self.servers.initial_backoff * 2.0 ** min(failures, 30), MAX_BACKOFF) * random.uniform(0.5, 1))
 
     async def _request(self, endpoint: _Endpoint, method: str, path: str, body: Mapping[str, Any] | None) -> Answer:
@@ -335,7 +332,7 @@ class Client:
         return answer
 
     def _safe(self, text: str) -> str:
-        """Return the text as one line, without the key: some servers repeat it."""
+        """Return the text as one line, without the key, which some servers repeat."""
         text = text.replace(self._secret, "***") if self._secret else text
         return printable(text)[:MAX_REASON]
 
@@ -352,7 +349,7 @@ def _error_message(content: bytes) -> str:
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Return the seconds of a Retry-After header, in either of its forms."""
+    """Return the seconds that a Retry-After header gives as a number or as a date; None if it gives neither."""
     if value is None:
         return None
     try:

@@ -21,12 +21,12 @@ def end_workers_at_exit() -> None:
     from torch._inductor import async_compile  # noqa: F401  # registers torch's hook; hooks run in reverse order
 
     atexit.register(end_workers)
-    # A rank exits through multiprocessing's hooks, where torch's has the priority sys.maxsize.
+    # A rank exits through multiprocessing's hooks, where torch's hook has the priority sys.maxsize.
     Finalize(None, end_workers, exitpriority=sys.maxsize + 1)
 
 
 def end_workers() -> None:
-    """Shut down torch's compile workers and kill those left after `GRACE`, so that torch's own hook finds none."""
+    """Shut down torch's compile workers, and kill those left after `GRACE`. Then torch's own hook finds none."""
     module = sys.modules.get("torch._inductor.async_compile")
     if module is None or not module._pool_set:
         return
@@ -42,6 +42,6 @@ def end_workers() -> None:
 
 
 def _processes(pool: Any) -> list[Any]:
-    """Return the processes to kill in a torch pool: its subprocess, which ends the workers, or the workers."""
+    """Return the processes of a torch pool to kill: the subprocess that owns the workers, else the workers."""
     process = getattr(pool, "process", None)
     return [process] if process else list((getattr(pool, "_processes", None) or {}).values())

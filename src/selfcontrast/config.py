@@ -63,7 +63,7 @@ GROUPS = (
 )  # fmt: skip
 log = logging.getLogger(__name__)
 
-# The top-level keys besides the groups. Strict: OmegaConf parses integers, so any other type is a mistake.
+# The types of the top-level keys besides the groups. `Strict`, because OmegaConf has already parsed integers.
 SCALARS: dict[str, Any] = {
     "negatives": Annotated[Samples, Strict()],
     "iterations": Annotated[WholeNumber, Strict(), Field(le=1000)],
@@ -90,8 +90,8 @@ TARGET_METRICS = ("score", "difference", "win_rate")
 class Parts:
     """A job, built and checked: the argument of `pipeline.run`.
 
-    `begun` is the start time of the command, in seconds since the epoch. If a stage is in `recompute`, its artifact is
-    computed again unless it is newer.
+    `begun` is the start time of the command, in seconds since the epoch. A stage in `recompute` is computed again
+    unless its artifact is newer than `begun`.
     """
 
     name: str
@@ -196,7 +196,8 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     parts["model"].check()
     if parts["sft"].epochs == 0 and isinstance(parts["model"], FromScratch):
         raise UserError(
-            "sft.epochs=0: the model has random weights. Raise it, or use a trained model: model=hf model.path=…"
+            "sft.epochs=0: the model has random weights. Raise sft.epochs, or use a trained model (model=hf "
+            "model.path=…)."
         )
     parts["adapter"].check(parts["model"])
     if parts["adapter"].quantised:
@@ -205,7 +206,7 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
     if not isinstance(parts["model"], FromScratch):
         checks.warn_of_learning_rates(parts, cfg.iterations)
     left_out: list[str] = []
-    if not (isinstance(parts["data"], Builtin) and isinstance(parts["model"], FromScratch)):  # they always fit
+    if not (isinstance(parts["data"], Builtin) and isinstance(parts["model"], FromScratch)):  # this pair always renders
         splits, left_out = drop_unrenderable(parts["data"], Renderer(parts["model"].tokenizer()), splits)
     splits, ungraded = checks.drop_ungradable(splits, str(parts["evaluation"].split), verified)
     left_out = [*left_out, *ungraded]
@@ -230,7 +231,7 @@ def configure(cfg: DictConfig, splits: dict[Split, list[Example]] | None = None)
 def assemble(
     cfg: DictConfig, parts: dict[str, Any], splits: dict[Split, list[Example]], left_out: Sequence[str] = ()
 ) -> Parts:
-    """Assemble a job from built parts. Only the folders that it writes to are checked."""
+    """Assemble a job from built parts. Only the folders that the job writes to are checked."""
     output = Path(convert(check_values(cfg.output, "output"), Text, "output"))
     return Parts(
         name=str(cfg.name),
@@ -294,11 +295,11 @@ def _grader(verifier: Verifier) -> Verifier | None:
 
 def _full_key(message: str, where: str, known: Collection[str]) -> str:
     """Add the setting's full path to an error message of a class, which does not know its place in the config."""
-    parent, _, last = where.rpartition(".")
-    first = re.split(r"\W", message, maxsplit=1)[0]
-    if first in known:
+    parent, _, last_key = where.rpartition(".")
+    first_word = re.split(r"\W", message, maxsplit=1)[0]
+    if first_word in known:
         return f"{where}.{message}"
-    return f"{parent}.{message}" if parent and first == re.split(r"\W", last)[0] else message
+    return f"{parent}.{message}" if parent and first_word == re.split(r"\W", last_key)[0] else message
 
 
 def _check_benchmark(benchmark: Benchmark, where: str, verifier: Verifier | None) -> None:
@@ -336,8 +337,8 @@ def _check_keys(node: DictConfig, cls: Any, where: str) -> None:
     known = [f.name for f in fields(cls)]
     for key in map(str, node):
         if key not in (*known, "_target_"):
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"Did you mean {where}.{close[0]}?" if close else f"Its settings: {', '.join(known) or 'none'}."
+            matches = difflib.get_close_matches(key, known, n=1)
+            hint = f"Did you mean {where}.{matches[0]}?" if matches else f"Its settings: {', '.join(known) or 'none'}."
             raise UserError(f"{where}.{key}: no such setting. {hint}")
     for key in known:
         if OmegaConf.is_missing(node, key):  # checked first, because `in` is False for "???"

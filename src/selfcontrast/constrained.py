@@ -20,7 +20,7 @@ from typing_extensions import get_protocol_members, is_protocol
 from selfcontrast.errors import UserError
 
 MAX_INT = 2**31 - 1  # files and libraries store integers in 32 bits
-MAX_PRINTED = 60  # characters of a value in an error
+MAX_PRINTED = 60  # maximum characters of a value in an error
 
 
 def _no_bool(value: Any) -> Any:
@@ -80,10 +80,12 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
     try:
         return TypeAdapter(annotation).validate_python(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        inner = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"] if _is_key(part))
-        reason = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        return _refuse(name + inner, first["input"] if inner else value, reason + _or_null(annotation))
+        problem = error.errors()[0]
+        inner_path = "".join(
+            f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"] if _is_key(part)
+        )
+        reason = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        return _refuse(name + inner_path, problem["input"] if inner_path else value, reason + _or_null(annotation))
 
 
 def quoted(text: str) -> str:
@@ -100,8 +102,8 @@ def check_numbers(settings: Any, where: str) -> None:
     cls: Any = type(settings)
     for name, annotation in _hints(cls).items():
         value = getattr(settings, name, None)
-        listed = isinstance(value, list) and bool(value) and all(isinstance(item, int | float) for item in value)
-        if isinstance(value, int | float) or listed:
+        has_numbers = isinstance(value, list) and bool(value) and all(isinstance(item, int | float) for item in value)
+        if isinstance(value, int | float) or has_numbers:
             convert(value, annotation, f"{where}.{name}".lstrip("."))
 
 
@@ -116,10 +118,10 @@ def check_protocol(value: Any, protocol: Any, name: str) -> Any:
     absent = object()
     missing = [m for m in sorted(get_protocol_members(protocol)) if inspect.getattr_static(value, m, absent) is absent]
     if missing:
-        kind, description, lacks = protocol.__name__.lower(), value, ""
+        kind, description, details = protocol.__name__.lower(), value, ""
         if is_dataclass(value):
-            description, lacks = type(value).__name__, f" (it lacks {', '.join(missing)})"
-        _refuse(name, description, f"not a {kind}{lacks}. Choose an option of conf, or give a class as _target_.")
+            description, details = type(value).__name__, f" (it lacks {', '.join(missing)})"
+        _refuse(name, description, f"not a {kind}{details}. Choose an option of conf, or give a class as _target_.")
     return value
 
 

@@ -3,8 +3,8 @@
 python -m selfcontrast.debug debug
 python train.py +experiment=paper data=hh_rlhf negatives=4 +debug=tiny
 
-The rows are those of the built-in data, in the columns, files and folders of hh-rlhf, UltraChat, UltraFeedback and
-Nectar on the hub. They only show that an experiment runs.
+The rows are examples of the built-in data, in the columns, files and folders of hh-rlhf, UltraChat, UltraFeedback and
+Nectar on the hub. These rows only show that an experiment runs.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any
 from selfcontrast.data.builtin import Builtin
 from selfcontrast.data.example import Example
 
-ROWS, HELD_OUT = 32, 16  # rows per split
+ROWS, HELD_OUT = 32, 16  # rows of the training split and of the test split
 WIDTH = 32
 VOCABULARY = 400
 
@@ -104,8 +104,8 @@ def ultrachat(example: Example) -> Row:
 
 
 def ultrafeedback(example: Example) -> Row:
-    both = {"chosen": chosen(example), "rejected": rejected(example)}
-    return {**ultrachat(example), **both, "score_chosen": 8.0, "score_rejected": 3.0}
+    pair = {"chosen": chosen(example), "rejected": rejected(example)}
+    return {**ultrachat(example), **pair, "score_chosen": 8.0, "score_rejected": 3.0}
 
 
 def nectar(example: Example) -> Row:
@@ -164,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     transformers.utils.logging.disable_progress_bar()
     write_debug(folder)
-    sys.stdout.write(f"{folder}: a model, a reward model, and {len(DATA_SETS)} data sets of {ROWS} rows\n")
+    sys.stdout.write(f"{folder}: a model, a reward model, and {len(DATA_SETS)} data sets of {ROWS} training rows\n")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ BOUNDS = ("estimate", "low", "high")  # fields of an interval
 
 
 def evaluate(parts: Parts, config: Mapping[str, Any]) -> Evaluated:
-    """Score `model.path`, run its benchmarks, and write results and a report to the output folder.
+    """Score the model at `model.path`, run the benchmarks, and write results and a report to the output folder.
 
     Cached results are reused.
 
@@ -109,14 +109,14 @@ def as_artifact(folder: Path, output: Path, template: str | None, content: Conte
     """Return the model as an input artifact of stages.
 
     A policy of the store is its own artifact, so its cached scores are reused. The key of any other model is
-    a hash of its content, including a chat template that replaces its own. Links in `output` put it where stages look.
+    a hash of its content, including a chat template that replaces its own. Stages find its files by links in `output`.
     """
     artifact = folder.parent
     if template is None and folder.name == "model" and (artifact / MANIFEST).is_file() and not verify_once(artifact):
         return Artifact.read(artifact, cached=True)
     identity = {"model": content.hash, **({} if template is None else {"chat_template": template})}
     links = output / "evaluated" / "model"
-    if links.parent.exists():  # left by an earlier run in this folder
+    if links.parent.exists():  # an earlier run in this folder left it
         shutil.rmtree(links.parent)
     links.mkdir(parents=True)
     for file in folder.iterdir():

@@ -61,7 +61,7 @@ def llamafactory(example: Example, chosen: str, negatives: Sequence[str]) -> Ite
 
 
 def plain(example: Example, chosen: str, negatives: Sequence[str]) -> Iterator[Row]:
-    """Yield one row with all negatives, in the order in which they were drawn. Its target is the chosen response."""
+    """Yield one row with all these negatives, in the filter's order. Its target is the chosen response."""
     yield {"id": example.id, "prompt": example.prompt, "target": chosen, "negatives": list(negatives)}
 
 
@@ -75,20 +75,20 @@ FORMATS: dict[str, Callable[[Example, str, Sequence[str]], Iterator[Row]]] = {
 def export(source: Path, form: str, count: int | None, output: Path, data: str | None) -> int:
     """Write the first `count` negatives of every prompt (None: all) to `output`; return the number of rows.
 
-    A prompt's chosen response is its target, or the chosen candidate. If both were chosen, each has rows.
+    A prompt's chosen response is its target or a candidate. If both were chosen, each of them has rows.
 
     Args:
         source: folder of a finished run, or of a negatives artifact in the store.
-        data: the file that the prompts came from, if it is needed or has moved.
+        data: the file that the prompts came from; needed if it has moved or the source is an artifact.
 
     Raises:
-        UserError: if the source holds no negatives, the data has changed, or a prompt has fewer negatives.
+        UserError: if the source holds no negatives, the data has changed, or a prompt has fewer than `count` negatives.
     """
     folder, examples = _read(source, data)
     ranked, chosen = read_negatives(folder / FILE), read_chosen(folder)
     fewest = min(map(len, ranked.values()))
     if count is not None and not 1 <= count <= fewest:
-        raise UserError(f"--negatives {count} must be from 1 to {fewest}, the smallest number that any prompt has.")
+        raise UserError(f"--negatives {count} must be from 1 to {fewest}, the smallest number for a prompt.")
     rows = 0
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f"{output.name}.{os.getpid()}.writing")
@@ -157,7 +157,7 @@ def _fingerprint(artifact: Path) -> Any:
 def _source(fingerprint: Mapping[str, Any], data: str | None) -> Source:
     if fingerprint["source"] == "builtin":
         if fingerprint["version"] != VERSION:
-            raise UserError("These negatives are of an earlier version of the built-in data. Run the job again.")
+            raise UserError("These negatives come from another version of the built-in data. Run the job again.")
         return Builtin(**{k: v for k, v in fingerprint.items() if k not in ("source", "version")})
     if fingerprint["source"] == "jsonl" and data:
         names = ("validation", "test", "limit", "answer_column")
@@ -202,7 +202,7 @@ def _flag(name: str, value: str) -> bool:
 
 
 def _settings(arguments: Sequence[str]) -> dict[str, str]:
-    """Return the settings of a publication: those on the command line, and the defaults of the others."""
+    """Return the settings of a publication: the defaults, replaced by those on the command line."""
     settings = dict(PUBLISH_DEFAULTS)
     for argument in arguments:
         name, equals, value = argument.partition("=")

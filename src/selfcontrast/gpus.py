@@ -1,7 +1,7 @@
 """Assign separate GPUs to the jobs that Hydra runs at once on one machine.
 
-joblib's workers and submitit's local processes all see the same GPUs, so every job would use the first. Here each job
-locks its GPUs while it runs, and waits if too few are free. SLURM and Ray already assign GPUs.
+joblib's workers and submitit's local processes all see the same GPUs, so every job would use the first. `reserved_gpus`
+locks a job's GPUs while it runs, and waits if too few are free. SLURM and Ray already assign GPUs.
 """
 
 import logging
@@ -30,12 +30,12 @@ def reserved_gpus(hardware: DictConfig) -> Iterator[None]:
     """Reserve `hardware.devices` GPUs for this job if several jobs run at once on this machine.
 
     Enter this context before torch looks for GPUs. torch does so once per process, so a worker that runs several jobs
-    keeps the GPUs of its first job. It does nothing without GPUs, or if jobs run one at a time.
+    keeps the GPUs of its first job. This context does nothing without GPUs, or if jobs run one at a time.
     """
     settings = HydraConfig.get()
     launcher = str(settings.launcher._target_).rsplit(".", 1)[-1]
-    several = settings.mode == RunMode.MULTIRUN and launcher in CONCURRENT_LAUNCHERS
-    gpus = visible_gpus() if several and hardware.accelerator != "cpu" else []
+    concurrent = settings.mode == RunMode.MULTIRUN and launcher in CONCURRENT_LAUNCHERS
+    gpus = visible_gpus() if concurrent and hardware.accelerator != "cpu" else []
     devices = hardware.devices if gpus else 0
     # An impossible number of devices is reported by `Hardware`.
     if not gpus or not isinstance(devices, int) or len(gpus) < devices:
@@ -47,7 +47,7 @@ def reserved_gpus(hardware: DictConfig) -> Iterator[None]:
 
 
 def visible_gpus() -> list[str]:
-    """Return the GPUs in CUDA_VISIBLE_DEVICES, or else all GPUs of this machine."""
+    """Return the GPUs in CUDA_VISIBLE_DEVICES; if it is not set, all GPUs of this machine."""
     if VISIBLE in os.environ:
         return [name for name in os.environ[VISIBLE].split(",") if name]
     command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
@@ -62,16 +62,16 @@ def reserve(gpus: Sequence[str], count: int) -> Iterator[list[str]]:
     """Lock `count` of these GPUs against this user's other processes; wait until enough are free."""
     folder = Path(tempfile.gettempdir()) / f"selfcontrast-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    waiting = False
+    announced = False
     while True:
         with ExitStack() as locks:
             locked = _lock_free(gpus, count, folder, locks)
             if len(locked) == count:
                 yield locked
                 return
-        if not waiting:
+        if not announced:
             log.info("waiting for %d of the GPUs %s, which other jobs use", count, ", ".join(gpus))
-            waiting = True
+            announced = True
         time.sleep(POLL)
 
 

@@ -33,7 +33,7 @@ class Job:
 
     Attributes:
         artifacts: the artifacts of its stages so far, by label.
-        budget: the budget of all its judgments.
+        budget: the budget that all its judgments share.
         train: the training examples by id.
 
     Args:
@@ -92,8 +92,8 @@ class Job:
         return artifact
 
     def _warn_of_changed_code(self, name: str, stage: Stage, artifact: Artifact) -> None:
-        before = artifact.manifest.get("code")  # missing in manifests of earlier releases
-        if before and (files := changed(before, stage.code)):
+        recorded = artifact.manifest.get("code")  # missing in manifests of earlier releases
+        if recorded and (files := changed(recorded, stage.code)):
             more = f" and {len(files) - SHOWN_FILES} more" if len(files) > SHOWN_FILES else ""
             log.warning(
                 "%-24s was computed by different code (%s%s). Use recompute=[%s] to recompute it.",
@@ -106,7 +106,7 @@ class Job:
         return JudgeContext(p.hardware.device, p.grader, p.store.root / "judgments", self.budget, label)
 
     def _check_judges(self) -> None:
-        """Send one request to each remote judge, so that a dead one is found before hours of training."""
+        """Send one request to each remote judge, so that a dead judge is found before hours of training."""
         if not self._judges_pending:
             return
         self._judges_pending = False
@@ -124,7 +124,7 @@ class Job:
                     raise UserError(f"evaluation.benchmarks.{name}: {error}") from error
 
     def _data(self, settings: Mapping[str, Any]) -> list[Artifact]:
-        """Return the data artifact if the stage depends on it, that is, if its settings hold the data's fingerprint."""
+        """Return the data artifact in a list if the settings hold the data's fingerprint; else an empty list."""
         data = self.artifacts.get(DATA)
         return [data] if data and DATA in settings else []
 

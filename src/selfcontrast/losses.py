@@ -34,7 +34,7 @@ def sigmoid(margin: Tensor, label_smoothing: float = 0.0) -> Tensor:
 
 
 def robust(margin: Tensor, label_smoothing: float) -> Tensor:
-    """(-(1-e) log sigmoid(m) + e log sigmoid(-m)) / (1-2e): unbiased under flips (arXiv 2403.00409)."""
+    """(-(1-e) log sigmoid(m) + e log sigmoid(-m)) / (1-2e): unbiased under flipped preferences (arXiv 2403.00409)."""
     noisy = -(1 - label_smoothing) * logsigmoid(margin) + label_smoothing * logsigmoid(-margin)
     return noisy / (1 - 2 * label_smoothing)
 
@@ -71,7 +71,7 @@ def dpo(
 def mean_of_pairs(
     core: Core, s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None, weights: MaybeTensor = None
 ) -> Tensor:
-    """(1/K) sum_j core(s - s_j); with weights, their weighted mean."""
+    """(1/K) sum_j core(s - s_j); with weights, the weighted mean over pairs."""
     mask, weights = _with_defaults(s_minus, mask, weights)
     losses = core(s_plus[:, None] - where_exists(s_minus, mask))
     return mean_over_negatives(losses, mask, weights)
@@ -109,7 +109,7 @@ def softmax(s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None, weights: 
 def plackett_luce(s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None) -> Tensor:
     """-sum_k log(e^s_k / sum_{l>=k} e^s_l) over the ranking: the target, then the negatives by column.
 
-    Columns must be in order, most similar first. DPO's appendix (arXiv 2305.18290).
+    Columns must be in order, most similar first. The loss is in DPO's appendix (arXiv 2305.18290).
     """
     mask, _ = _with_defaults(s_minus, mask)
     scores = torch.cat([s_plus[:, None], where_exists(s_minus, mask)], -1)
@@ -131,9 +131,9 @@ def nca(s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None, weights: Mayb
 def space(s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None, noise_ratio: float = 1.0) -> Tensor:
     """-log sigma_mu(s) - mu mean_j log sigma_{1/mu}(-s_j), with sigma_mu(x) = 1 / (1 + mu exp(-x)).
 
-    SPACE (arXiv 2512.07175): noise-contrastive estimation that tells data responses from model responses. There are
-    `noise_ratio` = mu model responses per data response. It learns each reward by itself, not the gap between two.
-    Without negatives the second term is 0.
+    SPACE (arXiv 2512.07175): noise-contrastive estimation that distinguishes data responses from model responses.
+    There are `noise_ratio` = mu model responses per data response. The loss learns each reward by itself, not the gap
+    between two. Without negatives the second term is 0.
     """
     mask, weights = _with_defaults(s_minus, mask)
     shift = math.log(noise_ratio)  # sigma_mu(x) = sigmoid(x - log mu)
@@ -182,16 +182,18 @@ def swepo(
     better = exists & (scores > mean)
     accepted = torch.where(better.any(-1, keepdim=True), better, exists)  # if none is better, the loss is 0
     logits = rewards + alpha * (scores - mean) ** power
-    total, part = (logits.masked_fill(~kept, -torch.inf).logsumexp(-1) for kept in (exists, accepted))
-    return total - part
+    all_logits, accepted_logits = (
+        logits.masked_fill(~members, -torch.inf).logsumexp(-1) for members in (exists, accepted)
+    )
+    return all_logits - accepted_logits
 
 
 def lipo_lambda(s_plus: Tensor, s_minus: Tensor, scores: Tensor, mask: MaybeTensor = None) -> Tensor:
     """sum over pairs with score_i > score_j of D_ij log(1 + exp(s_j - s_i)): LiPO-lambda (arXiv 2402.01878, eq. 8).
 
     D_ij = |2^score_i - 2^score_j| |1 / log(1 + rank_i) - 1 / log(1 + rank_j)| is the change in discounted cumulative
-    gain if the two were exchanged. Rank 1 has the highest current reward; ties go to the first column. No gradient
-    goes through the weights. Negatives are also compared with each other.
+    gain if the two responses were exchanged. Rank 1 has the highest current reward; ties go to the first column. No
+    gradient goes through the weights. Negatives are also compared with each other.
     """
     rewards, scores, exists = _stack_responses(s_plus, s_minus, scores, mask)
     order = rewards.detach().masked_fill(~exists, -torch.inf).argsort(dim=-1, descending=True, stable=True)
@@ -208,7 +210,7 @@ def where_exists(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def mean_over_negatives(values: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    """Return the weighted mean [B] over the existing entries of [B, K]; 0 for a group without any."""
+    """Return the weighted mean [B] over the existing entries of [B, K]; 0 for a group without entries."""
     weights = where_exists(weights, mask)
     return (where_exists(values, mask) * weights).sum(-1) / weights.sum(-1).where(mask.any(-1), 1.0)
 

@@ -1,11 +1,11 @@
 """The preference objectives: one small dataclass each, with its settings and its formula.
 
-To add an objective, write one class here, or in any importable module, and one YAML with its fields in
+To add an objective, write one class in this file, or in any importable module, and one YAML with its fields in
 `conf/objective`. Subclass `Contrast` for a loss of rewards, or `ScoredContrast` for a loss of rewards and scores.
 
-In the formulas s is the target's reward and s_j that of negative j: r(y) = beta log(p_policy(y|x) / p_reference(y|x)),
-divided by the response's tokens if `length_normalised`. The functions are in `losses.py`, which needs torch. This file
-is part of the config and must be quick to import.
+In the formulas s is the reward of the target and s_j the reward of negative j. The reward is r(y) = beta
+log(p_policy(y|x) / p_reference(y|x)), divided by the response's tokens if `length_normalised`. The functions are in
+`losses.py`, which needs torch. This file is part of the config and must be quick to import.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class RewardObjective(ABC):
 
     @abstractmethod
     def rewards(self, policy_logps: Tensor, reference_logps: Tensor, lengths: Tensor) -> Tensor:
-        """Return the reward of each response, [B, K+1]. The arguments are those of `Objective`."""
+        """Return the reward of each response, [B, K+1]. The arguments are those of `Objective.__call__`."""
 
     @abstractmethod
     def _loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor, signals: Signals | None) -> Tensor: ...
@@ -177,8 +177,8 @@ class Contrast(ImplicitReward):
 
     @abstractmethod
     def loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor) -> Tensor:
-        """Return the loss per group [B] from rewards of targets [B] and negatives [B, K]; `mask` [B, K] marks those
-        that exist."""
+        """Return the loss per group [B] from rewards of targets [B] and negatives [B, K]; `mask` [B, K] marks
+        existing negatives."""
 
     def _loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor, signals: Signals | None) -> Tensor:
         return self.loss(s_plus, s_minus, mask)
@@ -191,7 +191,7 @@ class ScoredContrast(ImplicitReward):
 
     @abstractmethod
     def loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor, scores: Tensor) -> Tensor:
-        """Return the loss per group [B], as `Contrast.loss`. `scores` is [B, K+1], the target's first."""
+        """Return the loss per group [B], as `Contrast.loss` does. `scores` is [B, K+1], the target's first."""
 
     def _loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor, signals: Signals | None) -> Tensor:
         return self.loss(s_plus, s_minus, mask, _require(signals).scores)
@@ -202,7 +202,7 @@ class WeightedContrast(Contrast):
     """A contrast that can weight its negatives.
 
     Attributes:
-        rank_weights: one positive weight per rank of negative, the most similar first, or None for equal weights.
+        rank_weights: one positive weight per negative, the most similar first, or None for equal weights.
     """
 
     rank_weights: Sequence[Positive] | None
@@ -329,7 +329,7 @@ class NCA(WeightedContrast):
 
 
 class PlackettLuce(Contrast):
-    """The likelihood of a ranking: the target, then the negatives, the most similar first (arXiv 2305.18290)."""
+    """The negative log-likelihood of a ranking: target, then negatives, most similar first (arXiv 2305.18290)."""
 
     ranks_negatives: ClassVar[bool] = True  # by similarity to the target, so every prompt needs a target
 
@@ -390,7 +390,7 @@ class DFT(RewardObjective):
     p_gen is the model that sampled the negatives, at temperature 1. Rewards are the policy's log-probabilities.
 
     Attributes:
-        tau: temperature (> 0); a lower one weights the likeliest negatives more.
+        tau: temperature (> 0); a lower temperature weights the likeliest negatives more.
     """
 
     tau: Annotated[Positive, Field(le=10_000)]

@@ -37,7 +37,7 @@ def run(parts: Parts, config: Mapping[str, Any]) -> Result | None:
     if this_node(parts.hardware.num_nodes).rank > 0:
         _ = list(policies(Job(parts, NullTracker())))
         return None
-    parts.output.mkdir(parents=True, exist_ok=True)  # Hydra creates it, unless only `output` was given
+    parts.output.mkdir(parents=True, exist_ok=True)  # Hydra creates only its own folder
     tracking: AbstractContextManager[Tracker] = parts.tracking.run(parts.name, config, parts.output)
     with tracking as tracker:
         job = Job(parts, tracker, test_judges=True)
@@ -69,7 +69,7 @@ def run_stages(job: Job) -> Measurements:
         sft = trained.get(BASELINE, policy)
         earlier = [*trained.values()]
         scored += [SystemScores.of(job, policy, sft, name, earlier, number) for number in checkpoints(job, policy, sft)]
-        # Score it before anything is sampled from it, so that a poor fine-tuned model shows early.
+        # Score a policy before anything is sampled from it, so that a poor fine-tuned model shows early.
         scored.append(scores := SystemScores.of(job, policy, sft, name, earlier))
         trained[name], systems[name] = policy, scores.scores
     benchmarks = {name: benchmark_results(job, name, trained, systems) for name in job.parts.evaluation.benchmarks}
@@ -82,14 +82,17 @@ def checkpoints(job: Job, policy: Artifact, sft: Artifact) -> range:
 
 
 def policies(job: Job) -> Iterator[tuple[str, Artifact]]:
-    """Yield name and artifact of the fine-tuned model, then of each iteration's policy. Each starts from the last."""
-    start, last, method = sft(job), job.parts.iterations, job.parts.label
+    """Yield name and artifact of the fine-tuned model, then of each iteration's policy.
+
+    Each iteration starts from the model that was yielded before.
+    """
+    start, iterations, method = sft(job), job.parts.iterations, job.parts.label
     yield BASELINE, start
-    before = None
-    for number in range(1, last + 1):
-        before = Iteration(job, start, "" if number == last else f"iteration-{number}/", before)
-        start = before.policy
-        yield method if number == last else f"{method} iteration {number}", start
+    previous = None
+    for number in range(1, iterations + 1):
+        previous = Iteration(job, start, "" if number == iterations else f"iteration-{number}/", previous)
+        start = previous.policy
+        yield method if number == iterations else f"{method} iteration {number}", start
 
 
 def last_candidates(job: Job) -> pd.DataFrame:

@@ -3,14 +3,14 @@
     #SBATCH --signal=USR1@120     # two minutes before the time limit: save, requeue, end; at the latest after GRACE
 
 SIGTERM ends the job with code 143. The sender decides whether the job runs again: SLURM requeues the jobs that it
-preempts, and a job ended by `scancel` must not run again. The handler that submitit installs is not replaced.
+preempts, and a job ended by `scancel` must not run again. submitit's own handler, for SIGUSR2, is not replaced.
 
 A W&B sweep agent also sends SIGTERM, to runs that early termination has stopped. They exit with code 0, because an
 agent counts any other code as a failure and quits after a few failures.
 
 Python runs handlers between two instructions of the main thread. That can take minutes, while a step compiles or a
-library's exit hook waits. So a thread receives each signal at once. It announces the end, and ends the job if nothing
-else has done so within `GRACE`.
+library's exit hook waits. So a thread receives each signal at once. The thread announces the end, and ends the job if
+nothing else has done so within `GRACE`.
 """
 
 import multiprocessing
@@ -28,12 +28,12 @@ from selfcontrast.errors import UserError
 
 ENDED = 143  # 128 + SIGTERM: schedulers read it as "terminated", not as success
 INTERRUPTED = 130  # 128 + SIGINT
-GRACE = 60.0  # seconds from a signal to the end of the process, at most
-GRACE_VARIABLE = "SELFCONTRAST_GRACE"  # overrides GRACE; in the environment, because the scheduler sets the limit
+GRACE = 60.0  # maximum seconds from a signal to the end of the process
+GRACE_VARIABLE = "SELFCONTRAST_GRACE"  # environment variable that overrides GRACE, because the scheduler sets the limit
 QUIET = 2.0  # seconds from a signal to the line that announces the end
-_run_stopped = Event()  # W&B has stopped the tracked run
+_run_stopped = Event()  # set when W&B has stopped the tracked run
 _watched_pid = 0  # the process whose signals the thread receives
-_deadline_cancelled = Event()  # this process continues after all
+_deadline_cancelled = Event()  # set if this process continues after all
 
 
 class EarlyStop(SystemExit):
@@ -41,7 +41,7 @@ class EarlyStop(SystemExit):
 
 
 def install_handlers() -> None:
-    """Install the signal handlers in this process. Training defers them until it has saved its state."""
+    """Install the signal handlers in this process. Training defers the signals until it has saved its state."""
     grace()
     signal.signal(signal.SIGTERM, _end)
     if "SLURM_JOB_ID" in os.environ:
@@ -99,7 +99,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def _stopped_by_wandb() -> bool:
-    """Return True if W&B stops the run. Under SLURM, a SIGTERM may be SLURM's."""
+    """Return True if W&B stops the run. Under SLURM, SIGTERM alone does not show it: SLURM also sends SIGTERM."""
     return ("WANDB_SWEEP_ID" in os.environ and "SLURM_JOB_ID" not in os.environ) or _run_stopped.is_set()
 
 
@@ -139,10 +139,10 @@ def _listen(read_end: int) -> None:
         _deadline_cancelled.clear()
         if _deadline_cancelled.wait(QUIET):
             continue
-        left = max(0.0, grace() - QUIET)
+        remaining = max(0.0, grace() - QUIET)
         name = signal.Signals(number).name
-        _write_line(f"{name}: ending at the next safe point, in {left:.0f} s at the latest")
-        if not _deadline_cancelled.wait(left):
+        _write_line(f"{name}: ending at the next safe point, in {remaining:.0f} s at the latest")
+        if not _deadline_cancelled.wait(remaining):
             _end_now(number, endings[signal.Signals(number)])
 
 

@@ -1,4 +1,4 @@
-"""Log the progress of long work every 30 seconds: to the log file and, if it shows no progress bars, to the screen."""
+"""Log the progress of long work every 30 seconds: to the log file, and to a screen that shows no progress bars."""
 
 import logging
 import sys
@@ -23,7 +23,7 @@ class WorkCounter:
         on_change: receives `done` whenever it changes, for a progress bar.
         loss: the latest training loss.
         unsaved: how many of `done` are in an unfinished shard.
-        start: time of the start, and `done` at that time. The rate counts from there, not from the previous line,
+        start: time of the start, and `done` at that time. The rate counts from that time, not from the previous line,
             because the responses of a batch end together.
         updated_at: time of the latest `reach`.
     """
@@ -51,7 +51,7 @@ class WorkCounter:
         """Record finished units.
 
         Args:
-            units: all units of a finished shard, or with `unsaved` further units of a shard that is not written yet.
+            units: all units of a finished shard; with `unsaved`, further units of a shard that is not written yet.
         """
         self.done += units if unsaved else units - self.unsaved
         self.unsaved = self.unsaved + units if unsaved else 0
@@ -72,7 +72,7 @@ _current: WorkCounter | None = None
 
 
 def count(total: int, unit: str, done: int = 0, on_change: Callable[[int], object] | None = None) -> WorkCounter:
-    """Start a counter for the lines of the current stage. The caller updates `done`."""
+    """Start a counter for the progress lines of the current stage. The caller updates `done`."""
     global _current
     _current = WorkCounter(total, unit, done, on_change)
     return _current
@@ -81,7 +81,7 @@ def count(total: int, unit: str, done: int = 0, on_change: Callable[[int], objec
 def advance_unsaved(units: int, unit: str) -> None:
     """Record finished units of a shard that is not written yet. A negative number takes back units that are done again.
 
-    It has no effect if the current counter counts something else, or is in another process.
+    The call has no effect if the current counter counts something else, or is in another process.
     """
     if _current and _current.unit == unit:
         _current.advance(units, unsaved=True)

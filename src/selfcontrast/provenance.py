@@ -25,7 +25,7 @@ OPTIONAL = ("peft", "bitsandbytes")
 
 @cache
 def provenance() -> dict[str, Any]:
-    """Return versions of the packages that decide numbers, the git commit ("+" if modified), and the hardware."""
+    """Return versions of the packages that can change results, the git commit ("+" if modified), and the hardware."""
     return {
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in (*PACKAGES, *filter(find_spec, OPTIONAL))},

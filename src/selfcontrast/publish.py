@@ -81,7 +81,7 @@ def push(folder: Path, publication: Publication) -> str:
     from huggingface_hub.errors import HfHubHTTPError
 
     if not (token := os.environ.get(TOKEN)):
-        raise UserError(f"{TOKEN} is not set. Set it to a token of the Hub that may write, then run this again.")
+        raise UserError(f"{TOKEN} is not set. Set it to a token of the Hub with write access, then run this again.")
     api = HfApi(token=token, library_name="selfcontrast")
     name = publication.repository
     try:
@@ -131,7 +131,7 @@ def model_card(result: Result, run: Path, publication: Publication) -> "ModelCar
         metadata,
         template_path=str(TEMPLATE),
         name=publication.repository.partition("/")[2],
-        base=base or _base_words(result.config["model"]),
+        base=base or _base_description(result.config["model"]),
         datasets=data,
         license=license,
         license_given=publication.license is not None,
@@ -178,7 +178,7 @@ def base_model(config: Mapping[str, Any]) -> str | None:
     return str(path) if path and is_hub_name(str(path)) else None
 
 
-def _base_words(model: Mapping[str, Any]) -> str:
+def _base_description(model: Mapping[str, Any]) -> str:
     if "path" in model:
         return "a model in a local folder, whose name on the Hub is not recorded"
     kind = str(model.get("_target_", UNKNOWN)).rpartition(".")[2]

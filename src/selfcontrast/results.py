@@ -35,7 +35,7 @@ SAMPLES = 24  # prompts that reports show with answers
 
 @dataclass(frozen=True)
 class Result:
-    """Everything that reports show of a job. All values are JSON, readable without this package.
+    """Everything that reports show about a job. All values are JSON, readable without this package.
 
     Attributes:
         name: name of the run.
@@ -47,7 +47,7 @@ class Result:
         stages: per stage: name, key, folder, seconds, whether it was cached or resumed, and its summary.
         histories: per trained stage, its records of metrics.
         similarities: similarity of distinct candidates to their target: counts per bin (bounds: "edges") of all
-            candidates and of those drawn as negatives, and quantiles over prompts of the selector's threshold. If
+            candidates and of those selected as negatives, and quantiles over prompts of the selector's threshold. If
             candidates are scored, also the table of `filters.signals.signal_table` ("signals").
         lm_eval: metrics per system and task.
         samples: evaluation prompts with target and one answer of each system at the first decoding.
@@ -58,8 +58,8 @@ class Result:
         benchmarks: per benchmark: `lines` (a measure of a system, with interval), `facts` per system, and some
             judgments (`shown`).
         published: published figures next to this run's figures (`evaluation.published.PublishedComparison`).
-        against_kl: score, KL from the fine-tuned model, and entropy, of that model, checkpoints and policy; None if no
-            decoding samples from the policy itself.
+        against_kl: score, entropy and KL from the fine-tuned model, for that model, the checkpoints and the policy;
+            None if no decoding samples from the policy itself.
     """
 
     name: str
@@ -163,7 +163,7 @@ class Evaluated:
     """The evaluation of one model, as JSON.
 
     Attributes:
-        model: its folder.
+        model: the model's folder.
         comparison: as in `Result`, with this system only.
         lm_eval: metrics per task.
         benchmarks: as in `Result`, without those that compare with the SFT model.
@@ -195,8 +195,8 @@ class Evaluated:
 
 def stage_facts(artifact: Artifact) -> str:
     """Return one line for the terminal: cached or computed, seconds, and folder."""
-    how = "cached" if artifact.cached else ("resumed, done" if artifact.manifest["resumed"] else "done")
-    return f"{how} ({artifact.seconds:.0f} s)  {artifact.path}"
+    status = "cached" if artifact.cached else ("resumed, done" if artifact.manifest["resumed"] else "done")
+    return f"{status} ({artifact.seconds:.0f} s)  {artifact.path}"
 
 
 def replay(artifact: Artifact, tracker: Tracker, label: str) -> None:
@@ -216,20 +216,18 @@ def measured_lines(
     for system, artifact in by_system.items():
         if (artifact.path / JUDGMENTS).exists():
             judgments = pd.read_parquet(artifact.path / JUDGMENTS)
-            some = judgments.iloc[:: max(1, len(judgments) // SAMPLES)][:SAMPLES]
-            judgment_rows += [{"system": system, **row} for row in json.loads(some.to_json(orient="records"))]
+            sample = judgments.iloc[:: max(1, len(judgments) // SAMPLES)][:SAMPLES]
+            judgment_rows += [{"system": system, **row} for row in json.loads(sample.to_json(orient="records"))]
     return {
         "lines": [asdict(line) for line in lines],
         "facts": {system: artifact.summary for system, artifact in by_system.items()},
         "shown": judgment_rows,
-        "contamination": {
-            what: n for what in ("prompts", "flagged") if (n := overlaps.get(f"{name}/{what}")) is not None
-        },
+        "contamination": {key: n for key in ("prompts", "flagged") if (n := overlaps.get(f"{name}/{key}")) is not None},
     }
 
 
 def track_judgments(tracker: Tracker, evaluation: Evaluation, measured: Mapping[str, Mapping[str, Artifact]]) -> None:
-    """Log a table of judgments per benchmark. The artifacts hold all of them."""
+    """Log a table with some judgments of each benchmark. The artifacts hold all judgments."""
     for name, by_system in measured.items():
         table = judgments_table({system: a.path for system, a in by_system.items()}, evaluation.judgments_shown)
         if len(table):
@@ -254,7 +252,7 @@ def stage_record(name: str, artifact: Artifact) -> dict[str, Any]:
 
 
 def _value(metric: str, comparison: Comparison, parts: Parts) -> float | None:
-    """Return the target metric of the policy; without iterations the score of the fine-tuned model."""
+    """Return the target metric of the policy or, without iterations, of the fine-tuned model; None if it has none."""
     row = row_of(comparison, parts.label if parts.iterations else BASELINE, parts.evaluation.ways[0].name)
     values = {"score": row["mean"], "difference": row.get("difference"), "win_rate": row.get("win_rate")}
     value = values[metric]
@@ -285,9 +283,9 @@ def samples_of(examples: list[Example], systems: Mapping[str, Artifact], decodin
     ]
 
 
-def _answers(frame: pd.DataFrame, name: str, decoding: str) -> list[dict[str, Any]]:
+def _answers(frame: pd.DataFrame, example_id: str, decoding: str) -> list[dict[str, Any]]:
     """Return the first sample's answer to each turn, with its score or similarity."""
-    chosen = frame[(frame["id"] == name) & (frame["decoding"] == decoding) & (frame["sample"] == 0)]
+    chosen = frame[(frame["id"] == example_id) & (frame["decoding"] == decoding) & (frame["sample"] == 0)]
     measure = "score" if "score" in frame else "similarity"
     return [
         {"text": row.text, measure: float(getattr(row, measure))}
@@ -297,11 +295,11 @@ def _answers(frame: pd.DataFrame, name: str, decoding: str) -> list[dict[str, An
 
 def _negatives_shown(artifact: Artifact, train: Mapping[str, Example]) -> list[dict[str, Any]]:
     file = artifact.path / filter_stage.FILE
-    names = pc.unique(pq.read_table(file, columns=["id"])["id"]).to_pylist()
-    chosen = names[:: max(1, len(names) // SAMPLES)][:SAMPLES]
-    ranked, positives = read_negatives(file, chosen), read_chosen(artifact.path) or {}
+    ids = pc.unique(pq.read_table(file, columns=["id"])["id"]).to_pylist()
+    shown_ids = ids[:: max(1, len(ids) // SAMPLES)][:SAMPLES]
+    ranked, positives = read_negatives(file, shown_ids), read_chosen(artifact.path) or {}
     rows = []
-    for name in chosen:
+    for name in shown_ids:
         ordered = sorted(ranked[name], key=lambda negative: negative.similarity)
         rows.append(
             {

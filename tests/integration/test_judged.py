@@ -120,7 +120,7 @@ def test_job_killed_during_judging_resumes_without_repeated_requests(finished: F
     assert len({judgment["key"] for judgment in stored_judgments(tmp_path)}) == len(set(prompts))
     mt_bench = result["benchmarks"]["mt_bench"]
     assert mt_bench["contamination"] == {"prompts": 8, "flagged": 1}
-    assert "1 of its 8 prompts resemble a training prompt" in (tmp_path / "out/report.html").read_text()
+    assert "1 of the 8 prompts resemble a training prompt" in (tmp_path / "out/report.html").read_text()
     for system in ("SFT", "Self-Contrast"):
         table = pd.read_parquet(tmp_path / stages(result)[f"mt_bench {system}"]["path"] / "judgments.parquet")
         mean = next(line for line in mt_bench["lines"] if (line["system"], line["what"]) == (system, "mean"))

@@ -212,6 +212,6 @@ def test_changed_facts_count_texts_that_were_not_read() -> None:
     assert [label for label, _ in facts] == [
         "embed: texts longer than the model reads",
         "embed: fraction of all tokens that was not read",
-        "sft: targets that were trained on as another text",
+        "sft: targets that changed in tokenisation",
     ]
     assert facts[1][1].startswith("12.5")

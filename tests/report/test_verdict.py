@@ -43,7 +43,7 @@ def test_verdict_without_a_policy_compares_nothing(make: Make) -> None:
 
 def test_verdict_compares_with_sft_at_its_best_decoding(make: Make) -> None:
     verdict = judge(make(sft=0.6, policy=0.7, control=0.8))
-    difference = "The difference of Self-Contrast at T=1 from SFT at its best decoding here (T=0.7) is"
+    difference = "The difference of Self-Contrast at T=1 from SFT at its best decoding (T=0.7) is"
     assert f"{difference} -0.100 [-0.140, -0.060], p = 0.002." in verdict.text
     assert "at its best" not in judge(make(sft=0.6, policy=0.7, control=0.5)).text  # T=1 is SFT's best decoding
 

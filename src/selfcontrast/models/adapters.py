@@ -1,7 +1,8 @@
 """Choose the trained parameters: all weights, or adapters beside frozen weights (LoRA, arXiv 2106.09685).
 
-A new adapter changes nothing, so the model without it is the reference of preference training. No second model is in
-memory. After training the adapters are merged into the weights, so a policy folder loads without peft.
+A new adapter does not change the model's output, so the model without the adapter is the reference of preference
+training. No second model is in memory. After training the adapters are merged into the weights, so a policy folder
+loads without peft.
 """
 
 from dataclasses import dataclass, field
@@ -160,7 +161,9 @@ class QLoRA(LoRA):
         from selfcontrast.models.quantised import unavailable_reason
 
         if reason := unavailable_reason():
-            raise UserError(f"adapter=qlora: bitsandbytes cannot compute in 4 bits here ({reason}). Use adapter=lora.")
+            raise UserError(
+                f"adapter=qlora: bitsandbytes cannot compute in 4 bits on this machine ({reason}). Use adapter=lora."
+            )
 
     def wrap(self, policy: Any, seed: int) -> Any:
         from selfcontrast.models.quantised import FourBit, quantise

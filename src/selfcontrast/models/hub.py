@@ -73,8 +73,8 @@ def download_model(name: str, revision: str | None, setting: str, local_only: bo
     try:
         folder = snapshot_download(name, revision=revision, local_files_only=local_only, allow_patterns=FILES)
     except Exception as error:  # the hub or the network fails, or the name is unknown
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{setting}={name}: cannot be downloaded ({first}). Give a folder instead.") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{setting}={name}: cannot be downloaded ({reason}). Give a folder instead.") from error
     return Path(folder)
 
 

@@ -44,7 +44,7 @@ class Model(Protocol):
         """Return the number of positions of the model; None if unknown."""
 
     def tokenizer(self) -> Any:
-        """Return a tokenizer with the model's chat template. For a model from scratch it is not trained yet."""
+        """Return a tokenizer with the model's chat template. A model from scratch trains it in `start`."""
 
     def skeleton(self) -> Any:
         """Return the model's modules without weights, on torch's meta device."""
@@ -201,9 +201,9 @@ class Pretrained:
             with torch.device("meta"):
                 return AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
         except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
+            reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"model.path={self.path}: its config cannot be loaded ({first}). Copy the model again, or use another."
+                f"model.path={self.path}: its config cannot be loaded ({reason}). Copy the model again, or use another."
             ) from error
 
     def positions(self) -> int | None:

@@ -30,7 +30,7 @@ def token_log_probs(model: nn.Module, packed: PackedGroups, chunk_size: int) -> 
 
     Args:
         model: a causal language model of transformers, or its peft wrapper; it stays in shared-prompt mode.
-        packed: on the model's device.
+        packed: packed groups, on the model's device.
         chunk_size: number of tokens whose logits are in memory at a time.
 
     Raises:
@@ -67,7 +67,7 @@ def self_check(model: nn.Module, groups: Sequence[Group], tolerance: float) -> f
         The largest difference of a token's log-probability, in nats.
 
     Raises:
-        UserError: if it exceeds `tolerance`.
+        UserError: if this difference exceeds `tolerance`.
     """
     group = max(groups, key=lambda g: len(g.prompt) + sum(map(len, g.responses)))
     device = next(model.parameters()).device
@@ -80,7 +80,7 @@ def self_check(model: nn.Module, groups: Sequence[Group], tolerance: float) -> f
     if not difference <= tolerance:  # not `>`: NaN must raise, too
         raise UserError(
             f"self-check: packed and separate log-probabilities of group {group.id} differ by {difference:.3g} nats "
-            f"(tolerance {tolerance:g}), so this model cannot be trained here. "
+            f"(tolerance {tolerance:g}), so this model cannot be trained with packed rows. "
             "Use another model (Llama, Mistral, Qwen, GPT-2); in low precision, raise the tolerance."
         )
     return difference
@@ -175,19 +175,19 @@ class _ChunkedLogProbs(torch.autograd.Function):
             logits, ctx.kept = ctx.kept, None
             if logits is None:
                 logits = ctx.change.apply(_logits(inputs[chunk], matrix, bias))
-            inner = ctx.change.slope(logits)
+            change_slope = ctx.change.slope(logits)
             slope = logits.sub_(sums[chunk, None]).exp_().mul_(-grad[chunk, None])
             slope.scatter_add_(-1, labels[chunk, None], grad[chunk, None])
             if ctx.change.scale != 1 or ctx.change.cap is not None:
-                slope.mul_(inner)
+                slope.mul_(change_slope)
             if needs_bias:
-                grad_bias = _added(grad_bias, slope.sum(0))
+                grad_bias = _accumulate(grad_bias, slope.sum(0))
             slope = slope.to(ctx.dtype)
             if grad_hidden is not None:
                 grad_hidden[chunk] = slope @ matrix
             if needs_weight:
-                grad_weight = _added(grad_weight, _product(slope.T, inputs[chunk]))
-            del logits, slope, inner
+                grad_weight = _accumulate(grad_weight, _product(slope.T, inputs[chunk]))
+            del logits, slope, change_slope
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
@@ -207,7 +207,7 @@ def _logsumexp(logits: Tensor) -> Tensor:
     return torch.cat([block.logsumexp(-1) for block in blocks])
 
 
-def _added(total: Tensor | None, term: Tensor) -> Tensor:
+def _accumulate(total: Tensor | None, term: Tensor) -> Tensor:
     """Add in place. The first term becomes the total, which saves a tensor of zeros as large as the output layer."""
     return term if total is None else total.add_(term)
 

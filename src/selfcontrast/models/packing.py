@@ -4,8 +4,8 @@
 
 Positions restart after the prompt for each response. So each token has the same position as in a separate row and, with
 the attention of `shared_prompt`, the same context. With P prompt tokens and R tokens per response, P + (K+1)R tokens
-replace the 2K(P+R) of padded pairs. All functions are pure functions of token ids. B is the number of groups, K the
-largest number of negatives.
+replace the 2K(P+R) tokens of padded pairs. All functions are pure functions of token ids. B is the number of groups, K
+the largest number of negatives.
 
 If prompts are so short that sharing saves nothing, each response follows its own copy of the prompt:
 
@@ -56,7 +56,7 @@ class Layout:
             the prompt is a group without sharing: all of it counts as prompt.
         lengths: tokens of every segment (prompt or response), in the row's order. Python numbers, so that reading them
             never waits for a GPU.
-        longest: tokens of the longest prompt with a response; a shorter sliding window would cut it.
+        longest: tokens of the longest prompt plus response; a shorter sliding window would cut it.
         segment: [T] each token's segment number. A group's prompt has the lowest number of the group.
         prompt: [T] segment number of the group's prompt.
         position: [T] position ids.
@@ -81,16 +81,16 @@ class Layout:
         for start, _, end in self.groups:
             prompt = next(lengths)
             pairs += prompt * (prompt + 1) // 2
-            at = start + prompt
-            while at < end:
+            offset = start + prompt
+            while offset < end:
                 response = next(lengths)
                 pairs += response * prompt + response * (response + 1) // 2
-                at += response
+                offset += response
         return pairs
 
     @cached_property
     def memo(self) -> dict[Any, Any]:
-        """Cache for what attention derives from this layout, so that it is computed once for all layers."""
+        """A cache for the values that attention derives from this layout: they are computed once for all layers."""
         return {}
 
     def to(self, device: torch.device | str) -> "Layout":
@@ -128,7 +128,7 @@ class PackedGroups:
 
 
 def sharing_bound(groups: Sequence[Group]) -> float:
-    """Return (tokens with a prompt per response) / (tokens with a prompt per group), the most that sharing can gain."""
+    """Return (tokens with a prompt per response) / (tokens with a prompt per group): the largest gain of sharing."""
     prompts, responses = sum(len(g.prompt) for g in groups), sum(len(r) for g in groups for r in g.responses)
     return (sum(len(g.prompt) * len(g.responses) for g in groups) + responses) / (prompts + responses)
 
@@ -149,13 +149,13 @@ def pack(groups: Sequence[Group], sharing: bool = True) -> PackedGroups:
     predictors: list[int] = []
     segments: list[int] = []
     for row, prompt, responses in parts:
-        last, first = len(tokens) + len(prompt) - 1, len(prompt)
+        prompt_end, response_start = len(tokens) + len(prompt) - 1, len(prompt)
         tokens += prompt
-        positions += range(first)
+        positions += range(response_start)
         for column, response in responses:
-            predictors += [last, *range(len(tokens), len(tokens) + len(response) - 1)]
+            predictors += [prompt_end, *range(len(tokens), len(tokens) + len(response) - 1)]
             segments += [row * (negatives + 1) + column] * len(response)
-            positions += range(first, first + len(response))
+            positions += range(response_start, response_start + len(response))
             tokens += response
             lengths[row, column] = len(response)
     labels = [token for group in groups for response in group.responses for token in response]

@@ -70,7 +70,7 @@ def is_quantised(layer: nn.Module) -> bool:
 def merge_adapters(policy: Any) -> Any:
     """Merge adapters on a quantised base into a plain model on the CPU: dequantised weights plus updates.
 
-    Weights get the dtype that they had before quantisation. Each sum is rounded to it once.
+    Weights get the dtype that they had before quantisation. Each sum is rounded to this dtype once.
     """
     from peft.tuners.lora.layer import LoraLayer
 
@@ -110,6 +110,6 @@ def unavailable_reason() -> str | None:
     try:
         layer = FourBit("nf4", True, "float32").layer(nn.Linear(64, 64))
         layer(torch.zeros(1, 64))
-    except Exception as error:  # its binary is missing, or is for another device
+    except Exception as error:  # the binary of bitsandbytes is missing, or is for another device
         return (str(error).strip() or type(error).__name__).splitlines()[0]
     return None

@@ -45,7 +45,7 @@ class RewardModel:
     """A Hugging Face sequence classifier with one output and a chat template, by hub name or folder.
 
     Attributes:
-        max_tokens: maximum number of tokens of dialogue and response together; the beginning of longer ones is cut off.
+        max_tokens: maximum tokens of dialogue and response together; the beginning of a longer row is cut off.
         read_at: position at which the reward is read. "last_token": the end of the response. "published": the last
             position of the row padded to `max_tokens`, as in Starling-RM's published code. That is a padding token at
             position `max_tokens - 1`, which attends to dialogue and response. A longer row keeps its first token and
@@ -78,7 +78,7 @@ class RewardModel:
         return resolve_commit(self.path, self.revision, "reward_model")
 
     def check(self) -> None:
-        """Raise `UserError` if the folder is missing or its config has more than one output."""
+        """Raise `UserError` for a missing folder, a config without exactly one output, or an unusable weight."""
         folder = Path(self.path)
         if folder.is_dir():
             self._config()
@@ -109,7 +109,7 @@ class RewardModel:
         @torch.inference_mode()
         def reward(responses: Sequence[Response]) -> NDArray[np.float32]:
             rows = [self._truncate(self._ids(tokenizer, dialogue, text)) for dialogue, text in responses]
-            # The longest first, so that a lack of memory shows early.
+            # Start with the longest rows, so that a lack of memory shows early.
             by_length = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
             rewards = np.empty(len(rows), dtype=np.float32)
             for begin in range(0, len(rows), self.batch_size):
@@ -127,7 +127,7 @@ class RewardModel:
         yield LoadedRewardModel(reward, unread)
 
     def _ids(self, tokenizer: Any, dialogue: Sequence[Message], text: str) -> list[int]:
-        messages = [*dialogue, {"role": "assistant", "content": text.strip()}]  # as all answers are
+        messages = [*dialogue, {"role": "assistant", "content": text.strip()}]  # all answers are stripped
         ids: list[int] = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
         return ids
 
@@ -145,10 +145,10 @@ class RewardModel:
         from torch.nn.functional import pad as extend
 
         ids, mask = padded["input_ids"], padded["attention_mask"]
-        missing = int(ids.shape[1] < self.max_tokens)
-        positions = mask.new_ones(ids.shape[0], ids.shape[1] + missing).cumsum(-1) - 1
+        extra = int(ids.shape[1] < self.max_tokens)
+        positions = mask.new_ones(ids.shape[0], ids.shape[1] + extra).cumsum(-1) - 1
         positions[:, -1] = self.max_tokens - 1
-        ids, mask = extend(ids, (0, missing), value=pad), extend(mask, (0, missing))
+        ids, mask = extend(ids, (0, extra), value=pad), extend(mask, (0, extra))
         return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
 
     def _config(self) -> Any:
@@ -180,7 +180,7 @@ class RewardModel:
         model = load_whole(AutoModelForSequenceClassification, self.path, name, config=config, dtype=dtype, **options)
         if content:
             content.check("reward_model.path")
-        # transformers reads the reward at the last token that is not padding. No token has the id -1, so with this id
-        # it is the end of the row.
+        # transformers reads the reward at the last token that is not padding. No token has the id -1, so with this
+        # padding id it reads the end of the row.
         model.config.pad_token_id = -1 if self.read_at == PUBLISHED else tokenizer.pad_token_id
         return model.to(device).eval(), tokenizer

@@ -35,7 +35,7 @@ def why_unshared(model: nn.Module) -> str | None:
 
 def use_exact_attention(model: Any) -> None:
     """Switch a model with soft caps to eager attention: transformers' default, SDPA, ignores the caps."""
-    config = model.config.get_text_config()  # of a multimodal model's config, only the part for text
+    config = model.config.get_text_config()  # a multimodal model's config has a part for text
     if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
         model.set_attn_implementation("eager")
 
@@ -59,11 +59,11 @@ def _rows(layout: Layout) -> Rows:
     source, lengths = _unshared(layout)
     index = torch.tensor(source)
     batches, slots = bucketed(lengths)
-    first = torch.full((int(index.max()) + 1,), len(source))
-    first.scatter_reduce_(0, index, torch.arange(len(source)), "amin")
+    first_copy = torch.full((int(index.max()) + 1,), len(source))
+    first_copy.scatter_reduce_(0, index, torch.arange(len(source)), "amin")
     device = layout.segment.device
-    moved = tuple(Bucket(to_device(index[batch.tokens], device), None) for batch in batches)
-    return moved, to_device(slots[first], device)
+    batches_on_device = tuple(Bucket(to_device(index[batch.tokens], device), None) for batch in batches)
+    return batches_on_device, to_device(slots[first_copy], device)
 
 
 def _unshared(layout: Layout) -> tuple[list[int], list[int]]:
@@ -73,13 +73,13 @@ def _unshared(layout: Layout) -> tuple[list[int], list[int]]:
     lengths = iter(layout.lengths)
     for start, _, end in layout.groups:
         prompt = range(start, start + next(lengths))
-        at = prompt.stop
-        if at == end:  # prompt and response are one segment
+        offset = prompt.stop
+        if offset == end:  # prompt and response are one segment
             source += prompt
             rows.append(len(prompt))
-        while at < end:
-            response = range(at, at + next(lengths))
+        while offset < end:
+            response = range(offset, offset + next(lengths))
             source += [*prompt, *response]
             rows.append(len(prompt) + len(response))
-            at = response.stop
+            offset = response.stop
     return source, rows

@@ -1,7 +1,7 @@
 """Attention for packed groups: each prompt is computed once, and each response attends to its prompt and itself.
 
-It is an attention function for transformers' `AttentionInterface`, so decoders that use this interface work unchanged.
-Their linear layers, norms and MLPs run over the packed row, without padding.
+This module registers attention functions for transformers' `AttentionInterface`, so decoders that use this interface
+work unchanged. Their linear layers, norms and MLPs run over the packed row, without padding.
 
 The layout is a keyword argument of the decoder's forward, which transformers passes to every attention call. Gradient
 checkpointing stores these arguments for the recomputation; a context variable would be reset by then. For the same
@@ -25,7 +25,7 @@ from selfcontrast.models.rows import forward_rows, use_exact_attention, why_unsh
 
 # The name under which each implementation is registered in transformers.
 NAMES = {attention: f"shared_prompt_{attention}" for attention in ATTENTIONS}
-# Features of a layer that are not implemented here, by the keyword under which transformers passes them.
+# Unsupported features of a layer, by the keyword under which transformers passes them.
 _REFUSED = {
     "softcap": "soft-capped attention logits",
     "s_aux": "attention sinks",
@@ -39,7 +39,7 @@ def use_shared_prompt(model: nn.Module, attention: str | None = None) -> None:
     A model that cannot share a prompt exactly keeps its attention; `forward_packed` then uses separate rows (`rows`).
 
     Args:
-        attention: one of `ATTENTIONS`; None keeps the current one, or uses "auto" if there is none.
+        attention: one of `ATTENTIONS`; None keeps a shared-prompt attention in use; without one, it selects "auto".
 
     Raises:
         UserError: if the model is not causal.
@@ -74,10 +74,10 @@ def is_shared(model: nn.Module) -> bool:
 
 
 def forward_packed(decoder: nn.Module, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
-    """Return the last hidden states [T, D] of a packed row ([1, T] ids), with a shared prompt or else separate rows."""
+    """Return the last hidden states [T, D] of a packed row ([1, T] ids). Without shared prompts, use separate rows."""
     if not is_shared(decoder):
         return forward_rows(decoder, input_ids, layout)
-    # A four-dimensional mask keeps transformers from building one of T x T. It is never read.
+    # A four-dimensional mask keeps transformers from building a T x T mask. This dummy is never read.
     dummy = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device)
     output = decoder(
         input_ids=input_ids,
@@ -89,7 +89,7 @@ def forward_packed(decoder: nn.Module, input_ids: Tensor, position_ids: Tensor, 
     return output.last_hidden_state[0]  # type: ignore[no-any-return]
 
 
-# Not compiled, because the blocks of every row would give a new graph.
+# torch must not compile this function, because the blocks of every row would give a new graph.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _attention(  # noqa: PLR0913  # transformers' own arguments
     requested: str,

@@ -93,7 +93,7 @@ class SmolLM2:
 
         tokenizer = _read("AutoTokenizer")
         # transformers 5.19 ignores the file's pre-tokenizer (tokenizer.ggml.pre=smollm), which splits digits
-        # first. Then "\n\n12" begins with one token for both line breaks.
+        # first. With it, "\n\n12" begins with one token for both line breaks.
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence([Digits(True), ByteLevel(add_prefix_space=False)])
         tokenizer.model_max_length = self.positions()
         if self.chat_template:

@@ -1,8 +1,8 @@
 """Convert the paper's reward model, Starling-RM-7B-alpha, to a folder that `RewardModel` reads.
 
-It is published as `pytorch_model.bin`, the weights of a Llama-2-7b-chat body and of a head with one output. No class of
-transformers loads this file. This command writes the same weights as a sequence classifier in safetensors, with the
-tokenizer and the chat template of the reference implementation:
+The model is published as `pytorch_model.bin`, the weights of a Llama-2-7b-chat body and of a head with one output. No
+class of transformers loads this file. This command writes the same weights as a sequence classifier in safetensors,
+with the tokenizer and the chat template of the reference implementation:
 
     python -m selfcontrast.models.starling Starling-RM-7B-alpha --body Llama-2-7b-chat-hf \\
         --output models/Starling-RM-7B-alpha
@@ -19,13 +19,13 @@ from typing import Any
 from selfcontrast.errors import UserError
 from selfcontrast.models.loading import DTYPES
 
-# Each turn of the user begins with <s>, in addition to the one that the tokenizer puts at the beginning.
+# Each turn of the user begins with <s>, in addition to the <s> at the beginning of the dialogue.
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
     "{{ bos_token + '[INST] ' + message['content'] + ' [/INST]' }}"
     "{% else %}{{ ' ' + message['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
-BODY_PREFIXES = ("transformer.", "model.model.")  # for the body's weights; the file uses one or both
+BODY_PREFIXES = ("transformer.", "model.model.")  # for the body's weights: the file holds one copy, or two
 HEAD = "v_head.weight"
 
 

@@ -1,8 +1,8 @@
 """Load models, and reject files that do not hold exactly the model's weights.
 
-transformers initialises missing tensors at random and ignores unexpected ones. Both silently change all results. Here
-both raise an error that names them. Weights that are NaN or infinite, and integer weights, which transformers would
-cast, raise an error too.
+transformers initialises missing tensors at random and ignores unexpected ones. Both silently change all results. This
+module raises an error that names these tensors. NaN, infinite and integer weights raise an error, too; transformers
+would cast integers.
 """
 
 import logging
@@ -16,7 +16,7 @@ from selfcontrast.models.hub import local_folder
 
 log = logging.getLogger(__name__)
 
-MAX_NAMES = 3  # in an error
+MAX_NAMES = 3  # number of names in an error
 
 
 def load_whole(loader: Any, path: str | Path, model_name: str, **options: Any) -> Any:
@@ -81,13 +81,13 @@ def refuse_partial(model: Any, report: dict[str, Any], model_name: str, unused: 
     heads = tuple(f"{name}." for name in unused)
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(heads or ("\0",)))
     mismatched = sorted(report["mismatched_keys"])
-    parts = {model.base_model_prefix, *(name for name, _ in model.named_children())}
-    unexpected = sorted(name for name in report["unexpected_keys"] if name.split(".")[0] in parts)
+    modules = {model.base_model_prefix, *(name for name, _ in model.named_children())}
+    unexpected = sorted(name for name in report["unexpected_keys"] if name.split(".")[0] in modules)
     others = sorted(set(report["unexpected_keys"]) - set(unexpected))
     if missing:
         total = len(model.state_dict())
         fix = f"Rename the unknown weights in the files, such as {others[0]}." if others else "Give the complete files."
-        raise UserError(f"{model_name}: {len(missing)} of {total} weights are missing: {_some(missing)}. {fix}")
+        raise UserError(f"{model_name}: {len(missing)} of {total} weights are missing: {_first_names(missing)}. {fix}")
     if mismatched:
         name, in_file, in_config = mismatched[0]
         shapes = f"{list(in_file)} in the file, {list(in_config)} by its config"
@@ -97,13 +97,13 @@ def refuse_partial(model: Any, report: dict[str, Any], model_name: str, unused: 
         )
     if unexpected:
         raise UserError(
-            f"{model_name}: its config leaves out {len(unexpected)} weights of its files: {_some(unexpected)}. "
+            f"{model_name}: its config leaves out {len(unexpected)} weights of its files: {_first_names(unexpected)}. "
             "Give the config that they were saved with."
         )
     if report["error_msgs"]:
         raise UserError(f"{model_name}: {report['error_msgs'][0]}. Give the config that its weights were saved with.")
     if others:
-        log.info("%s: not used: %s", model_name, _some(others))
+        log.info("%s: not used: %s", model_name, _first_names(others))
 
 
 def first_line(error: BaseException) -> str:
@@ -111,5 +111,5 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _some(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     return ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")

@@ -35,7 +35,7 @@ def rows(curve: "Curve") -> list[list[str]]:
 
 
 def sentence(curve: "Curve") -> str:
-    """Compare the policy's KL and entropy with SFT's in one sentence; "" without a policy."""
+    """Return a sentence with the policy's KL from SFT and the entropies of both; "" without a policy."""
     first, last = curve["points"][0], curve["points"][-1]
     if first is last:
         return ""

@@ -27,7 +27,7 @@ class BenchmarkView:
     Attributes:
         rows: each measure with its cells, one per system.
         summary: sentences about the judgments and about contamination; "" if there are none.
-        radar: figure of mean grades by category; None without one.
+        radar: figure of mean grades by category; None without grades by category.
         judgments: some judgments of each system.
     """
 
@@ -45,7 +45,7 @@ def views(result: "Result | Evaluated") -> list[BenchmarkView]:
 
 
 def published(result: "Result") -> list[list[str]]:
-    """Return per published figure: system, measure, source and page, the published number, and the measured one."""
+    """Return one row per published figure: system, measure, source and page, published number, measured number."""
     rows = []
     for comparison in result.published:
         figure, value, kind = comparison["published"], comparison["measured"], comparison["kind"]
@@ -116,7 +116,7 @@ def _view(name: str, benchmark: dict[str, Any]) -> BenchmarkView:
 
 
 def _verdict(row: dict[str, Any]) -> str:
-    """Return the judgment of the system's answer, whether it was shown first or second."""
+    """Return the judgment of the system's answer. The order in which the judge saw the answers does not matter."""
     value = row.get("rating", row.get("outcome"))
     if value is None:
         return str(row["status"])
@@ -129,7 +129,7 @@ def _overlap_sentence(contamination: dict[str, int] | None) -> str:
     """Say how many of a benchmark's prompts resemble a training prompt; "" if this was not checked."""
     if not contamination:
         return ""
-    return f"{contamination['flagged']:,} of its {contamination['prompts']:,} prompts resemble a training prompt."
+    return f"{contamination['flagged']:,} of the {contamination['prompts']:,} prompts resemble a training prompt."
 
 
 def _judgments_sentence(facts: dict[str, dict[str, Any]]) -> str:

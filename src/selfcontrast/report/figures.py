@@ -29,7 +29,7 @@ def colour_of(system: str) -> str:
 
 @styled()
 def systems(result: "Result | Evaluated", title: str = "") -> Figure:
-    """Draw every system's mean with its interval, by decoding. A `title` is for a figure outside the page."""
+    """Draw every system's mean with its interval, by decoding. Give a `title` for use outside the page."""
     rows = result.comparison["rows"]
     decodings = list(dict.fromkeys(row["decoding"] for row in rows))
     names = list(dict.fromkeys(row["system"] for row in rows))
@@ -94,7 +94,7 @@ def fine_tuning(records: Records) -> Figure | None:
 
 @styled()
 def aligning(records: Records) -> Figure | None:
-    """Draw six curves of preference training over its steps; None if nothing was trained on preferences."""
+    """Draw six panels of metrics over the steps of preference training; None if nothing was trained on preferences."""
     if mean_of(records, "margin") is None:
         return None
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
@@ -201,9 +201,9 @@ def _curve(
     if marker or len(points) < 30:
         axes.plot(steps, values, color=colour, linewidth=1.6, label=label, marker=marker, markersize=4)
         return
-    every = -(-len(points) // POINTS)
+    stride = -(-len(points) // POINTS)
     window = max(5, min(25, len(points) // 12))
     kernel = np.ones(window)
     smooth = np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
-    axes.plot(steps[::every], values[::every], color=colour, linewidth=0.7, alpha=0.3)
-    axes.plot(steps[::every], smooth[::every], color=colour, linewidth=1.7, label=label)
+    axes.plot(steps[::stride], values[::stride], color=colour, linewidth=0.7, alpha=0.3)
+    axes.plot(steps[::stride], smooth[::stride], color=colour, linewidth=1.7, label=label)

@@ -42,7 +42,7 @@ def too_many_tests(config: DictConfig) -> str:
         return ""
     jobs = _jobs(list(config.hydra.overrides.task))
     alpha, prompts, n_bootstrap = 1 - float(evaluation.confidence), evaluation.prompts, evaluation.n_bootstrap
-    if isinstance(prompts, str) or isinstance(n_bootstrap, str):  # the sweep varies it
+    if isinstance(prompts, str) or isinstance(n_bootstrap, str):  # the sweep varies this setting
         return ""
     lowest_p = least_p_value(prompts, n_bootstrap)
     if lowest_p * jobs < alpha:
@@ -68,7 +68,7 @@ def _jobs(overrides: list[str]) -> int:
 
 
 def finish_sweep() -> None:
-    """Write, print and track the report of the sweep that ran in this process, if one did."""
+    """Write, print and track the report of the sweep that ran in this process, if any."""
     if SweepReport.folder is None:
         return
     from selfcontrast.report.sweep import read_sweep

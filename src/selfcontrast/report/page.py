@@ -81,10 +81,10 @@ SIGNALS = {
 }
 
 
-# Keys of any stage's summary about texts that a model read in another form, or not in full; as in `FACTS`.
+# Keys of a stage's summary about texts that a model read in another form or in part, with labels as in `FACTS`.
 CHANGED: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "targets_changed": ("targets that were trained on as another text", text.count),
-    "responses_changed": ("responses that were read as another text", text.count),
+    "targets_changed": ("targets that changed in tokenisation", text.count),
+    "responses_changed": ("responses that changed in tokenisation", text.count),
     "texts_cut": ("texts longer than the model reads", text.count),
     "unread_fraction": ("fraction of all tokens that was not read", _percent),
 }
@@ -99,7 +99,7 @@ def write_report(result: "Result", folder: Path) -> None:
 
 
 def render(template: str | Path, **content: Any) -> str:
-    """Fill a template of this package, or another file that extends one. All content is escaped."""
+    """Fill a template of this package, or another file that extends one. Text is escaped, `Markup` is not."""
     file = Path(template)
     package = jinja2.PackageLoader("selfcontrast.report", ".")
     environment = jinja2.Environment(
@@ -265,7 +265,7 @@ def metric_cell(metrics: dict[str, float], name: str, confidence: float) -> str:
 
 
 def changed_facts(stages: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Return labels and formatted values of the stages' facts on texts that they read as another text, or cut."""
+    """Return labels and formatted values of the facts in `CHANGED`, stage by stage."""
     return [
         (f"{stage['name']}: {label}", formatter(stage["summary"][key]))
         for stage in stages

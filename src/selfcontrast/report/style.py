@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from selfcontrast.report.text import bounded
 
-# Light theme. On the page each colour becomes a CSS variable of the same name, which the dark theme redefines.
+# The light theme's colours. On the page each becomes a CSS variable of the same name, which the dark theme redefines.
 COLOURS = {
     "ink": "#1f2531",
     "muted": "#667085",

@@ -41,7 +41,7 @@ def print_result(result: "Result", folder: Path) -> None:
         show(_benchmark(benchmark))
         say(benchmark.summary)
     if rows := benchmarks.published(result):
-        table = columns("published", "measure", "figure", "here", left=2)
+        table = columns("published", "measure", "figure", "this run", left=2)
         for system, what, _, printed, measured in rows:
             table.add_row(system, what, printed, measured)
         say("")
@@ -59,7 +59,7 @@ def say(text: str, style: str = "", wrap: bool = True) -> None:
 
 
 def show(table: Table) -> None:
-    """Print a table as wide as the terminal: its first column wraps, its numbers are never cut."""
+    """Print a table that fits the terminal: the first column wraps, and numbers are never cut."""
     console = _console(UNCUT_WIDTH)
     widths = [console.measure(cell).maximum for cell in table.columns[0].cells]
     first_column = max([*widths, console.measure(table.columns[0].header).maximum])
@@ -76,7 +76,7 @@ def _console(max_width: int) -> Console:
 
 
 def columns(*heads: str, left: int = 1) -> Table:
-    """Return an empty table: the first `left` columns hold words, the others numbers. Only the first one may wrap."""
+    """Return an empty table: the first `left` columns hold words, the others numbers. Only the first column wraps."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, header_style="bold")
     for index, head in enumerate(heads):
         justify: Literal["left", "right"] = "left" if index < left else "right"
@@ -112,8 +112,8 @@ def _print_against_kl(curve: "Curve") -> None:
         table.add_row(*(row[index] for index in indices))
     say("")
     show(table)
-    if words := against_kl.sentence(curve):
-        say(words)
+    if sentence := against_kl.sentence(curve):
+        say(sentence)
 
 
 def _benchmark(benchmark: benchmarks.BenchmarkView) -> Table:

@@ -1,4 +1,4 @@
-"""Format numbers for a reader: the same in the terminal, on the page and in a figure."""
+"""Format numbers in the same way in the terminal, on the page and in figures."""
 
 import math
 import re
@@ -29,7 +29,7 @@ def interval(value: Mapping[str, Any] | None, signed: bool = False, digits: int 
 
 
 def unbroken(cell: object) -> str:
-    """Let a table cell break only before a bracket: "0.648" over "[0.620, 0.676]", where its column is narrow."""
+    """Let a table cell break only before a bracket. In a narrow column, "0.648" is above "[0.620, 0.676]"."""
     return re.sub(r" (?![\[(])", NO_BREAK_SPACE, str(cell))
 
 
@@ -87,12 +87,12 @@ def duration(seconds: float) -> str:
         return NONE
     if seconds < 9.95:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
 
 
 def display_path(path: str | Path) -> str:

@@ -1,4 +1,4 @@
-"""Sentences about a training run beside its curves, from its records of metrics."""
+"""Describe a training run in sentences that the page shows beside its curves."""
 
 import statistics
 from collections.abc import Sequence
@@ -34,8 +34,8 @@ def throughput(records: Records) -> str:
         if (value := _median(records, name)) is not None:
             parts.append(f"{count(float(f'{value:.3g}'))} {unit}")
     if (speed := _median(records, "tflops")) is not None:
-        share = _median(records, "mfu")
-        of_peak = f" ({percent(share)} of its peak)" if share is not None else ""
+        utilisation = _median(records, "mfu")
+        of_peak = f" ({percent(utilisation)} of its peak)" if utilisation is not None else ""
         parts.append(f"{speed:.3g} TFLOP/s of model FLOPs per device{of_peak}")
     if peaks := [r["peak_memory_gib"] for r in records if "peak_memory_gib" in r]:
         parts.append(f"peak memory {number(max(peaks), 1)} GiB")

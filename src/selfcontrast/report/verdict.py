@@ -95,7 +95,7 @@ def policy_row(rows: "list[Row]") -> "Row":
 
 
 def direction(difference: Mapping[str, Any], p: float | None) -> str:
-    """Return "better", "worse" or "level". A difference counts if its interval excludes 0 and the test agrees."""
+    """Return "better" or "worse" if the interval excludes 0 and the p-value is small enough, else "level"."""
     clear = bounded(difference) and difference["low"] * difference["high"] > 0
     if not clear or p is None or not p < 1 - difference["confidence"]:
         return "level"
@@ -148,7 +148,7 @@ def _best(base: "Row", policy: "Row") -> str:
     if not best or best["decoding"] == base["decoding"]:
         return ""
     return (
-        f"The difference of {policy['system']} at {policy['decoding']} from SFT at its best decoding here "
+        f"The difference of {policy['system']} at {policy['decoding']} from SFT at its best decoding "
         f"({best['decoding']}) is {interval(best['difference'], signed=True)}, {p_equals(best['p_value'])}."
     )
 

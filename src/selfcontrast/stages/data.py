@@ -19,7 +19,7 @@ def published_data(job: Job) -> Artifact:
 
 
 def find_contamination(job: Job) -> Artifact:
-    """Find evaluated prompts, also benchmarks' own, that resemble a training prompt. All policies share the result."""
+    """Find evaluated prompts, including benchmarks' own, that resemble training prompts. Policies share the result."""
     p = job.parts
     rule = p.evaluation.contamination
     benchmark_prompts = {

@@ -119,8 +119,8 @@ class SystemScores:
     @property
     def step(self) -> int:
         """Steps of preference training so far, including earlier iterations; 0 for the fine-tuned model."""
-        done = self.earlier if self.checkpoint else [*self.earlier, self.policy]
-        steps = sum(int(policy.summary["steps"]) for policy in done if policy.stage == "align")
+        finished = self.earlier if self.checkpoint else [*self.earlier, self.policy]
+        steps = sum(int(policy.summary["steps"]) for policy in finished if policy.stage == "align")
         return steps + (int(self.policy.summary["checkpoints"][self.checkpoint - 1]) if self.checkpoint else 0)
 
     def measured(self) -> CurveModel:
@@ -131,11 +131,11 @@ class SystemScores:
 def benchmark_results(
     job: Job, name: str, trained: Mapping[str, Artifact], systems: Mapping[str, Artifact]
 ) -> dict[str, Artifact]:
-    """Run the benchmark called `name` for each system. Return results by system; empty if it does not apply.
+    """Run the benchmark called `name` for each system. Return results by system; none if it does not apply.
 
     Args:
-        trained: the systems' models. Without the baseline's model, a comparison with it is left out.
-        systems: the systems' scores.
+        trained: the systems' models.
+        systems: the systems' scores. Without the baseline's scores, a comparison with the baseline is left out.
     """
     p = job.parts
     task: Benchmark = p.evaluation.benchmarks[name]

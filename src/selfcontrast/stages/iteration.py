@@ -80,7 +80,7 @@ class Iteration:
         def compute(folder: Path) -> Mapping[str, Any]:
             model, examples = self.start.path / "model", p.splits["train"]
             if part:
-                # The config check ensures that the generator has both.
+                # The config check ensures that the generator has both fields.
                 count, seed = (getattr(p.generator, name) for name in ("prompts", "seed"))
                 examples = generate.choose(examples, count, seed, part)
             summary = p.generator.generate(folder, model, examples, p.engine, p.hardware.device)
@@ -173,7 +173,7 @@ class Iteration:
             used = {name: nearest_first(negatives, self._negatives_per_prompt) for name, negatives in ranked.items()}
             groups, without_room = self._groups(used)
             if without_room:
-                log.warning("align: %d groups are longer than trainer.max_length and left out", without_room)
+                log.warning("align: %d groups are longer than trainer.max_length and are left out", without_room)
             stored = self._stored_scores(groups, used)
             report = self.job.report(self.prefix + "align")
             checkpoints = p.evaluation.checkpoints
@@ -237,6 +237,6 @@ class Iteration:
 
 
 def _prompt_counts(groups: Sequence[Group], used: Mapping[str, Sequence[Negative]]) -> dict[str, Any]:
-    """Return the counts of prompts and groups if some prompts have two groups; empty otherwise, as in `align`."""
+    """Count prompts and groups if some prompts have two groups. Otherwise return {}: the count of `align` is right."""
     prompts = len({example_of(group.id, used) for group in groups})
     return {"prompts": prompts, "groups": len(groups)} if prompts < len(groups) else {}

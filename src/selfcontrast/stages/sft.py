@@ -1,4 +1,4 @@
-"""The sft stage: the model that all later stages start from."""
+"""The sft stage: fine-tune the model that all later stages start from."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -72,14 +72,14 @@ def verify_all(catalog: Catalog, args: argparse.Namespace) -> int:
     return 1 if damaged or damaged_lines_in_all else 0
 
 
-def prune_some(catalog: Catalog, args: argparse.Namespace) -> int:
+def prune_chosen(catalog: Catalog, args: argparse.Namespace) -> int:
     keys = {catalog.find(key).key for key in args.keys}
     chosen = prune.choose(catalog, prune.PruneQuery(args.stage, args.unused_for, keys, args.used))
     freed = 0
     for entry in chosen:
         line = f"{entry.name}, {entry.state}, {size(entry.bytes)}, last used {age(entry.used)} ago"
-        if args.used and (who := users(catalog, entry)):
-            line += f", by {who}"
+        if args.used and (counts := users(catalog, entry)):
+            line += f", by {counts}"
         if not args.yes:
             print(f"would delete {line}")
         elif prune.delete(catalog.root, entry, args.used):
@@ -117,8 +117,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="selfcontrast store",
         description="Manage a store of finished stages. Keys may be abbreviated to their first digits.",
     )
-    where = argparse.ArgumentParser(add_help=False)
-    where.add_argument(
+    store_option = argparse.ArgumentParser(add_help=False)
+    store_option.add_argument(
         "--store",
         metavar="FOLDER",
         default=os.environ.get("SELFCONTRAST_STORE", "store"),
@@ -127,36 +127,38 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="ls|show|diff|verify|prune")
 
     command = commands.add_parser(
-        "ls", parents=[where], help="list artifacts: size, age, users, and the settings that differ"
+        "ls", parents=[store_option], help="list artifacts: size, age, users, and the settings that differ"
     )
     command.add_argument("--stage", action="append", metavar="STAGE", help="only this stage (repeatable)")
     command.add_argument("--json", action="store_true", help="print JSON with full keys and settings")
     command.set_defaults(command=ls)
 
-    command = commands.add_parser("show", parents=[where], help="show one artifact: manifest, lineage, users")
+    command = commands.add_parser("show", parents=[store_option], help="show one artifact: manifest, lineage, users")
     command.add_argument("key", metavar="KEY")
     command.set_defaults(command=show)
 
-    command = commands.add_parser("diff", parents=[where], help="show how two artifacts differ: settings, inputs, code")
+    command = commands.add_parser(
+        "diff", parents=[store_option], help="show how two artifacts differ: settings, inputs, code"
+    )
     command.add_argument("first", metavar="A")
     command.add_argument("second", metavar="B")
     command.set_defaults(command=diff)
 
     command = commands.add_parser(
-        "verify", parents=[where], help="verify all checksums; exit code 1 if any artifact is damaged"
+        "verify", parents=[store_option], help="verify all checksums; exit code 1 if any artifact is damaged"
     )
-    command.add_argument("keys", nargs="*", metavar="KEY", help="only these (default: all)")
+    command.add_argument("keys", nargs="*", metavar="KEY", help="only artifacts with these keys (default: all)")
     command.set_defaults(command=verify_all)
 
     command = commands.add_parser(
         "prune",
-        parents=[where],
+        parents=[store_option],
         help="delete artifacts that nothing uses, and leftovers of killed processes",
         description="Delete artifacts that no existing run and no kept artifact depends on, and the working folders of "
         "processes that ended early, with their resume state. Without --yes, only list them. Artifacts that a live "
         "process is computing are never touched.",
     )
-    command.add_argument("keys", nargs="*", metavar="KEY", help="only these (default: all)")
+    command.add_argument("keys", nargs="*", metavar="KEY", help="only artifacts with these keys (default: all)")
     command.add_argument("--stage", action="append", default=[], metavar="STAGE", help="only this stage (repeatable)")
     command.add_argument(
         "--unused-for",
@@ -167,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--used", action="store_true", help="also artifacts that runs and other artifacts depend on")
     command.add_argument("--yes", action="store_true", help="delete; without it, only list")
-    command.set_defaults(command=prune_some)
+    command.set_defaults(command=prune_chosen)
     return parser
 
 

@@ -16,7 +16,7 @@ import xxhash
 from selfcontrast.store.settings import settings_of
 
 MANIFEST = "manifest.json"
-IDENTITY = ("stage", "version", "settings", "inputs")  # the fields of a manifest that the key is a hash of
+IDENTITY = ("stage", "version", "settings", "inputs")  # the fields of a manifest whose hash is the key
 RESUME = "resume"  # folder for a stage's state inside its working folder; never published
 
 # Checksums guard against accidents, not against an attacker, who could rewrite the manifest as well. So the fastest
@@ -54,7 +54,7 @@ class Artifact:
 
     @property
     def created(self) -> float:
-        """Time of its computation, in seconds since the epoch."""
+        """Time at which it was computed, in seconds since the epoch."""
         return datetime.fromisoformat(self.manifest["created"]).timestamp()
 
     @cached_property
@@ -69,7 +69,7 @@ class Artifact:
 
 
 def canonical(value: Any) -> str:
-    """Return one text per JSON value, independent of the order of keys. Raises TypeError or ValueError otherwise."""
+    """Return one text per JSON value, independent of the order of keys. Other values raise TypeError or ValueError."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -133,7 +133,7 @@ def verify(folder: Path, key: str | None = None) -> str | None:
 
 
 def verify_once(folder: Path) -> str | None:
-    """Like `verify`, but skip files that this process has verified and whose time stamps have not changed.
+    """Verify an artifact, unless this process has verified it and its files' stamps are unchanged.
 
     The first check costs little: it brings the files into the page cache, from which the caller reads them next. The
     jobs of a sweep in one process all load the same model, and without this function each would repeat the check.

@@ -83,7 +83,7 @@ class Catalog:
         """Return the published artifact whose key, or STAGE/KEY, starts with `prefix`.
 
         Raises:
-            UserError: if no key or several keys do.
+            UserError: if no key, or more than one, starts with it.
         """
         matches = [e for e in self.published if e.key.startswith(prefix) or e.name.startswith(prefix)]
         if not matches:
@@ -102,11 +102,11 @@ class Catalog:
         return self._users.get(entry.key, [])
 
     def inputs_of(self, entry: Entry) -> dict[str, Entry | None]:
-        """Return the entry's inputs by role; None for a deleted one."""
+        """Return the entry's inputs by role; None for a deleted input."""
         return {role: self._by_key.get(key) for role, key in entry.inputs.items()}
 
     def differing_settings(self, entry: Entry) -> dict[str, str]:
-        """Return the settings, and the inputs as "inputs.ROLE": STAGE/KEY, that differ within its stage.
+        """Return the settings, and the inputs as "inputs.ROLE": STAGE/KEY, that differ within the entry's stage.
 
         An input that is also an input of another input is left out.
         """

@@ -22,13 +22,13 @@ def code_of(modules: Iterable[str]) -> Code:
     Imports inside functions count, too. Modules without a source file, such as `__main__`, are left out.
     """
     code: Code = {}
-    waiting = list(modules)
-    while waiting:
-        module = waiting.pop()
+    pending = list(modules)
+    while pending:
+        module = pending.pop()
         if (file := _file(module)) is None or (name := _name(module, file)) in code:
             continue
         code[name], imported = _read(file, name)
-        waiting += imported
+        pending += imported
     return dict(sorted(code.items()))
 
 
@@ -67,14 +67,14 @@ def _spec(name: str) -> ModuleSpec | None:
 
 def _file(module: str) -> Path | None:
     """Find a module's source file without importing it."""
-    top, *below = module.split(".")
-    if not below and not _folders(top):
+    top, *submodules = module.split(".")
+    if not submodules and not _folders(top):
         spec = _spec(top)
         origin = spec.origin if spec else None
         return Path(origin) if origin and origin.endswith(".py") else None
     for folder in _folders(top):
-        path = folder.joinpath(*below)
-        for file in (path.with_suffix(".py"), path / "__init__.py") if below else (path / "__init__.py",):
+        path = folder.joinpath(*submodules)
+        for file in (path.with_suffix(".py"), path / "__init__.py") if submodules else (path / "__init__.py",):
             if file.is_file():
                 return file
     return None
@@ -93,7 +93,7 @@ def _read(file: Path, name: str) -> tuple[str, tuple[str, ...]]:
     package = name.split("/")[:-1]
     try:
         tree = ast.parse(text)
-    except (SyntaxError, ValueError):  # being edited; the running code was imported earlier
+    except (SyntaxError, ValueError):  # someone is editing the file; the running code was imported earlier
         return _hash(text), ()
     names = {name for name in _imports(tree, package) if package and name.split(".")[0] == package[0]}
     return _hash(text), tuple(sorted(names))
@@ -108,20 +108,20 @@ def _imports(tree: ast.AST, package: list[str]) -> Iterator[str]:
 
     Imports under TYPE_CHECKING are left out, since they never run. A `Lazy` module counts as imported.
     """
-    waiting = [tree]
-    while waiting:
-        node = waiting.pop()
+    pending = [tree]
+    while pending:
+        node = pending.pop()
         match node:
             case ast.If(test=ast.Name(id="TYPE_CHECKING")):
-                waiting += node.orelse
+                pending += node.orelse
                 continue
             case ast.Import():
                 yield from (alias.name for alias in node.names)
             case ast.ImportFrom():
-                above = package[: len(package) - node.level + 1] if node.level else []
-                base = ".".join([*above, *([node.module] if node.module else [])])
+                parents = package[: len(package) - node.level + 1] if node.level else []
+                base = ".".join([*parents, *([node.module] if node.module else [])])
                 for alias in node.names:
                     yield f"{base}.{alias.name}" if _file(f"{base}.{alias.name}") else base
             case ast.Call(func=ast.Name(id="Lazy"), args=[ast.Constant(value=str(name))]):
                 yield name
-        waiting += ast.iter_child_nodes(node)
+        pending += ast.iter_child_nodes(node)

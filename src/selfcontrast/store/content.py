@@ -25,7 +25,7 @@ class Content:
     """The hash of a file's bytes, or of a folder's names and files.
 
     Attributes:
-        hash: SHA-256 in hexadecimal; a folder's begins with "sha256:".
+        hash: SHA-256 in hexadecimal; a folder's hash begins with "sha256:".
         stamp: size, inode and times per file, taken before hashing.
         settled: True if a later change is sure to alter the stamp.
     """
@@ -45,10 +45,10 @@ class Content:
     def check(self, setting: str) -> None:
         """Raise `UserError`, with the name of the setting, if the content has changed. Call it after reading."""
         try:
-            same = stamp_of(self.path) == self.stamp and (self.settled or hash_of(self.path) == self.hash)
+            unchanged = stamp_of(self.path) == self.stamp and (self.settled or hash_of(self.path) == self.hash)
         except OSError:
-            same = False
-        if not same:
+            unchanged = False
+        if not unchanged:
             raise UserError(
                 f"{setting}={self.path} has changed while this job was reading it. Run the same command again."
             )

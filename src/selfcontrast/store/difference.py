@@ -1,4 +1,4 @@
-"""Compare two artifacts: settings, code and inputs, back to the first difference."""
+"""Compare two artifacts: settings, code and, recursively, the inputs that differ."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class Difference:
     """One difference between two artifacts.
 
     Attributes:
-        where: the path of stages to it: "align > negatives > candidates".
+        where: the stage, then the roles of the inputs that lead to the difference: "align > negatives > candidates".
         what: the name of a setting, an input or a source file.
         values: its value in each artifact.
     """
@@ -25,7 +25,7 @@ class Difference:
 
 
 def differences(catalog: Catalog, first: Entry, second: Entry, where: str = "") -> Iterator[Difference]:
-    """Yield the differences of two artifacts of one stage, then those of their inputs that are not the same."""
+    """Yield the differences of two artifacts of one stage, then the differences of inputs that are not the same."""
     where = where or first.stage
     for name in sorted(first.settings.keys() | second.settings.keys()):
         values = (first.settings.get(name, NOTHING), second.settings.get(name, NOTHING))

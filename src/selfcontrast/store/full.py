@@ -39,7 +39,7 @@ def explained(root: Path, setting: str = "store") -> Iterator[None]:
 
 
 def no_space(error: BaseException) -> str | None:
-    """Return the system's message for a full disk, if that caused the error."""
+    """Return the system's message for a full disk, if a full disk caused the error; else None."""
     cause: BaseException | None = error
     while cause:
         if isinstance(cause, OSError) and cause.errno in _FULL:
@@ -54,7 +54,7 @@ def no_space(error: BaseException) -> str | None:
 
 
 def _disks(root: Path) -> list[Path]:
-    """Return the disks that a stage writes to: the store's, and that of temporary files (for checkpoints)."""
+    """Return a folder on each disk that a stage writes to: the store, and temporary files (checkpoints)."""
     temporary = Path(tempfile.gettempdir())
     return [root] if root.stat().st_dev == temporary.stat().st_dev else [root, temporary]
 

@@ -29,7 +29,7 @@ POLL = 0.5  # seconds between attempts to take a lock
 
 @dataclass(frozen=True)
 class Owner:
-    """The process that computes an artifact, as shown to people. Only the lock itself says whether it is alive."""
+    """The process that computes an artifact, as shown to people. Only the lock itself says whether it lives."""
 
     host: str
     pid: int
@@ -58,7 +58,7 @@ def locked(root: Path, stage: str, key: str) -> Iterator[None]:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(_record(root, stage, key), asdict(Owner(socket.gethostname(), os.getpid(), now)))
         yield
-        _record(root, stage, key).unlink(missing_ok=True)  # kept after an error: the artifact was not finished
+        _record(root, stage, key).unlink(missing_ok=True)  # after an error the record stays: the artifact is unfinished
     finally:
         lock.release()
 
@@ -103,7 +103,7 @@ def all_locks(root: Path) -> list[tuple[str, str]]:
 
 
 def remove(root: Path, stage: str, key: str) -> None:
-    """Delete a lock that this process holds. Waiting processes notice that (filelock) and create it again."""
+    """Delete a lock that this process holds. In waiting processes, filelock notices it and creates the lock again."""
     _record(root, stage, key).unlink(missing_ok=True)
     _path(root, stage, key).unlink(missing_ok=True)
 
@@ -118,7 +118,7 @@ def _path(root: Path, stage: str, key: str) -> Path:
 
 
 def _record(root: Path, stage: str, key: str) -> Path:
-    """Return the owner's file. It is not the lock file: over NFS, closing that file after reading releases the lock."""
+    """Return the file that names the owner. Over NFS, reading and closing the lock file would release the lock."""
     return root / FOLDER / f"{stage}-{key}.owner"
 
 

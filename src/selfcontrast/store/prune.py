@@ -17,7 +17,7 @@ class PruneQuery:
         stages: only these stages; empty = all.
         unused_for: minimum seconds since the last use.
         keys: only these keys; empty = all.
-        used: also delete what a run or a kept artifact depends on.
+        used: True to also delete entries that a run or a kept artifact depends on.
     """
 
     stages: Collection[str] = ()
@@ -34,7 +34,7 @@ class PruneQuery:
 
 
 def choose(catalog: Catalog, query: PruneQuery) -> list[Entry]:
-    """Return the entries to delete: none in progress and, unless `used`, none that a kept entry depends on."""
+    """Return the entries to delete: none in progress and, unless `used`, none that a run or a kept entry needs."""
     now = time.time()
     chosen = {e.folder: e for e in catalog.entries if e.state != IN_PROGRESS and query.matches(e, now)}
     if query.used:
@@ -72,7 +72,7 @@ def sweep(root: Path) -> None:
     trash.empty(*(root / trash.FOLDER).glob("*"))
     for stage, key in locks.all_locks(root):
         if (root / stage / f"{key}.partial").exists():
-            continue  # its lock file names the process that abandoned it
+            continue  # the file beside the lock names the process that abandoned it
         with locks.locked_if_free(root, stage, key) as free:
             if free:
                 locks.remove(root, stage, key)

@@ -75,7 +75,7 @@ class Remote:
         self._unusable.add(self._path(stage, key))
 
     def mirror(self, artifact: Artifact) -> None:
-        """Upload the artifact if it is not there. A failure is only logged: the next run tries again."""
+        """Upload the artifact if the remote store lacks it. A failure is only logged: the next run tries again."""
         path = self._path(artifact.stage, artifact.key)
         try:
             if self.has(artifact.stage, artifact.key):

@@ -27,7 +27,7 @@ class Run:
         self.artifacts = dict.fromkeys(earlier.artifacts if earlier else ())
 
     def uses(self, stage: str, key: str) -> None:
-        """Record a use before the artifact is looked up, because `prune` moves it away and then reads the records."""
+        """Record a use before the artifact is looked up: `prune` moves an artifact away before it reads the records."""
         self.artifacts[f"{stage}/{key}"] = None
         try:
             self.record.parent.mkdir(parents=True, exist_ok=True)
@@ -44,9 +44,9 @@ class Recorded:
     """A run's record.
 
     Attributes:
-        folder: its output folder, by its path on its own machine.
+        folder: the run's output folder, as a path on the run's own machine.
         from_store: the same folder, relative to the store, if both are on one file system; else None.
-        artifacts: "STAGE/KEY" of each.
+        artifacts: "STAGE/KEY" of each artifact that the run uses.
         used: time of the last use, in seconds since the epoch.
     """
 

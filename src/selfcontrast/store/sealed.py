@@ -23,7 +23,7 @@ _UNSEALED = {
     "reply",
     "prompt_tokens",
     "completion_tokens",
-}  # keys of lines without a checksum, of earlier versions
+}  # keys of a line that an earlier version wrote, without a checksum
 
 
 class Damaged(Exception):
@@ -37,9 +37,9 @@ def write_sealed(file: Path, partial: Path, table: pa.Table) -> None:
         writer.write_table(table)
         writer.add_key_value_metadata({_KEY.decode(): _EMPTY.decode()})
     data = bytearray(sink.getvalue().to_pybytes())
-    at = _checksum_at(data)
-    assert at is not None
-    data[at : at + len(_EMPTY)] = _digest(file.name, data).encode()
+    offset = _checksum_offset(data)
+    assert offset is not None
+    data[offset : offset + len(_EMPTY)] = _digest(file.name, data).encode()
     with open(partial, "wb") as stream:
         stream.write(data)
     publish(partial, file)
@@ -128,24 +128,24 @@ def _intact(file: Path) -> bytearray:
         data = bytearray(file.read_bytes())
     except OSError as error:
         raise Damaged(f"{file} cannot be read ({error.strerror})") from error
-    at = _checksum_at(data)
-    if at is None:
+    offset = _checksum_offset(data)
+    if offset is None:
         raise Damaged(f"{file} is incomplete" if data[-4:] != b"PAR1" else f"{file} has no checksum")
-    seal, data[at : at + len(_EMPTY)] = bytes(data[at : at + len(_EMPTY)]), _EMPTY
+    seal, data[offset : offset + len(_EMPTY)] = bytes(data[offset : offset + len(_EMPTY)]), _EMPTY
     if seal != _digest(file.name, data).encode():
         raise Damaged(f"{file} has changed since it was written")
     return data
 
 
-def _checksum_at(data: bytearray) -> int | None:
+def _checksum_offset(data: bytearray) -> int | None:
     """Return the checksum's offset: after its key in the footer and one byte each for its type and length."""
-    at = data.rfind(_KEY)
-    start = at + len(_KEY) + 2
-    return start if at >= 0 and len(data) >= start + len(_EMPTY) else None
+    key_offset = data.rfind(_KEY)
+    start = key_offset + len(_KEY) + 2
+    return start if key_offset >= 0 and len(data) >= start + len(_EMPTY) else None
 
 
 def _digest(name: str, data: bytearray) -> str:
-    """Return the hash of a file's name and bytes; with the name, so that a swapped shard is found, too."""
+    """Return the hash of a file's name and bytes. The name is included, so that a swapped shard is detected."""
     digest = xxhash.xxh3_128(name.encode())
     digest.update(data)
     return digest.hexdigest()

@@ -19,7 +19,7 @@ class Stage:
 
     Attributes:
         name: name of the stage, and of its folder in the store.
-        version: raised whenever a change of the code changes the result.
+        version: increased whenever a change of the code changes the result.
         settings: the values that decide the result: JSON, and components, which enter as their `settings_of`.
         inputs: the artifacts that it is computed from, by role.
         compute: fills the given folder and returns a small JSON object, the summary. It may keep resumable state
@@ -50,9 +50,9 @@ class Stage:
         return {role: artifact.content for role, artifact in self.inputs.items()}
 
     def stale(self, manifest: Mapping[str, Any]) -> bool:
-        """Return whether an artifact of this key was made from inputs whose content has changed since.
+        """Return whether an artifact of this key was made from inputs whose content has changed since then.
 
-        Artifacts of earlier releases do not record that and count as current.
+        Artifacts of earlier releases do not record that content and count as current.
         """
         recorded: dict[str, str] = manifest.get("made_of", self.made_of)
         return recorded != self.made_of

@@ -64,7 +64,7 @@ class Store:
         return cls(root, Run(root, output), remote)
 
     def get(self, stage: Stage, again_before: float = 0.0) -> Artifact:
-        """Return the stage's artifact. Compute it if it is missing or its inputs have changed since.
+        """Return the stage's artifact. Compute it if it is missing or was made from other inputs.
 
         Args:
             again_before: recompute an artifact that is older than this, in seconds since the epoch.
@@ -97,7 +97,7 @@ class Store:
     def _obtain(self, stage: Stage, again_before: float) -> Artifact:
         final = self.root / stage.name / stage.key
         with locked(self.root, stage.name, stage.key):
-            if artifact := self._look_up(stage, again_before):  # computed while we waited for the lock
+            if artifact := self._look_up(stage, again_before):  # another process computed it meanwhile
                 return artifact
             partial = final.with_suffix(".partial")
             outdated = final.exists() and not verify(final)  # intact, but too old or made from other inputs
@@ -153,7 +153,7 @@ class Store:
             raise
 
     def _publish(self, folder: Path, final: Path, cached: bool) -> Artifact:
-        """Give a complete folder its final name. A damaged artifact stays until now, for readers of its other files."""
+        """Give a complete folder its final name. Until then a damaged artifact stays for readers of its other files."""
         old = [discard(self.root, path) for path in (folder / RESUME, final) if path.exists()]
         os.rename(folder, final)
         empty(*old)
@@ -208,10 +208,10 @@ def _check_unchanged(stage: Stage, role: str, artifact: Artifact) -> None:
     if not artifact.content:
         return
     try:
-        same = content_of(read_manifest(artifact.path)) == artifact.content
+        unchanged = content_of(read_manifest(artifact.path)) == artifact.content
     except (OSError, ValueError):
-        same = False
-    if not same:
+        unchanged = False
+    if not unchanged:
         raise UserError(
             f"{stage.name}: another process recomputed its input {role} ({artifact.path}) meanwhile. "
             "Run the same command again."

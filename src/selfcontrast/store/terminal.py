@@ -95,7 +95,7 @@ def size(count: float) -> str:
 
 
 def age(since: float) -> str:
-    """Return the time since then in its largest unit: "3 d"."""
+    """Return the time since `since` in the largest unit that fits: "3 d"."""
     seconds = max(0.0, time.time() - since)
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
@@ -128,19 +128,19 @@ def _section(console: Console, title: str, values: dict[str, str]) -> None:
 
 
 def _lineage(title: str, catalog: Catalog, entry: Entry, up: bool) -> Tree:
-    """Return the tree of everything it was made from (`up`), or that was made from it."""
+    """Return the tree of all artifacts that an entry was made from (`up`), or that were made from the entry."""
     tree = Tree(Text(title if _next(catalog, entry, up) else f"{title} nothing", "bold"))
     _grow(tree, catalog, entry, up, set())
     return tree
 
 
-def _grow(tree: Tree, catalog: Catalog, entry: Entry, up: bool, grown: set[str]) -> None:
+def _grow(tree: Tree, catalog: Catalog, entry: Entry, up: bool, expanded: set[str]) -> None:
     for label, other in _next(catalog, entry, up):
-        again = other is not None and other.key in grown and bool(_next(catalog, other, up))
+        again = other is not None and other.key in expanded and bool(_next(catalog, other, up))
         branch = tree.add(Text(f"{label} …" if again else label))  # expanded only once
         if other and not again:
-            grown.add(other.key)
-            _grow(branch, catalog, other, up, grown)
+            expanded.add(other.key)
+            _grow(branch, catalog, other, up, expanded)
 
 
 def _next(catalog: Catalog, entry: Entry, up: bool) -> list[tuple[str, Entry | None]]:
@@ -160,6 +160,6 @@ def _bytes(path: Path) -> int:
 def _console() -> Console:
     """Return a console as wide as the terminal; in a file or a pipe, wide enough for a row to stay on one line."""
     console = Console(highlight=False, markup=False, emoji=False)
-    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:  # is_terminal is also true under FORCE_COLOR
+    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:  # rich's is_terminal is also true under FORCE_COLOR
         console.width = 200
     return console

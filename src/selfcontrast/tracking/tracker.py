@@ -22,7 +22,7 @@ class Tracker(Protocol):
     def figure(self, name: str, file: Path) -> None: ...
 
     def artifact(self, artifact: Artifact, used: Sequence[Artifact]) -> None:
-        """Log an artifact of the store, and the artifacts it was computed from."""
+        """Log an artifact of the store, and the artifacts that it was computed from."""
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Log the main numbers."""

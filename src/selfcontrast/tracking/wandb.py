@@ -1,7 +1,7 @@
 """Track a job as one W&B run: config, metrics of every stage on its own axis, tables, artifacts with their lineage.
 
 The run is online under a sweep agent or if a key is configured. Else it is offline, and one line says how to sync it.
-`WANDB_MODE` overrides both. The store is authoritative and W&B mirrors it: an artifact's version is the store's key.
+`WANDB_MODE` overrides this choice. The store is authoritative and W&B mirrors it: an artifact's alias is its store key.
 """
 
 import logging
@@ -34,12 +34,12 @@ class WandbTracking:
     """Weights & Biases.
 
     A killed or failed job continues its run if it is started again in the same folder with the same config: until
-    the job has finished, the folder has the run's id. Offline runs cannot be resumed, so a restarted job has two.
+    the job has finished, the folder has the run's id. Offline runs cannot be resumed, so a restarted job has two runs.
 
     Attributes:
         group: name of the run's group; null for the sweep's W&B id, or the name of the multirun's folder.
         mode: auto, online, offline or disabled; the environment variable WANDB_MODE overrides it.
-        upload: upload artifacts' files, instead of a reference to their path.
+        upload: True to upload artifacts' files, False to record only their path.
     """
 
     project: Text
@@ -109,7 +109,7 @@ class WandbTracking:
                 config={**flat_settings(config), "provenance": provenance()},
                 dir=str(folder),
                 mode=mode,  # type: ignore[arg-type]
-                save_code=True,  # without it W&B does not store uncommitted changes either
+                save_code=True,  # W&B stores uncommitted changes only with this setting
                 settings=wandb.Settings(silent=True, git_root=_checkout(), stop_fn=stop),
                 **(resume_arguments(id_file) if mode == "online" else {}),
             )
@@ -120,7 +120,7 @@ class WandbTracking:
         except wandb.errors.AuthenticationError as error:
             raise UserError(f"W&B refuses the key: {_first_line(error)}. Check WANDB_API_KEY.") from error
         except wandb.errors.CommError as error:
-            log.warning("W&B      cannot be reached (%s); the run is stored in its folder", _first_line(error))
+            log.warning("W&B      cannot be reached (%s); the run is stored in the job's folder", _first_line(error))
             return begin("offline")
 
 

@@ -41,7 +41,7 @@ class WandbRun:
     def artifact(self, artifact: Artifact, used: Sequence[Artifact]) -> None:
         """Log a computed artifact as an output of the run, and a cached one as an input.
 
-        Data are always an input, because lineage begins with them. Offline, W&B has no inputs, so all are outputs.
+        Data are always an input, because lineage begins there. Offline runs have no inputs: all artifacts are outputs.
         """
         import wandb
 
@@ -61,7 +61,9 @@ class WandbRun:
         else:
             mirrored.add_reference(artifact.path.resolve().as_uri(), checksum=False)
         if (artifact.cached or artifact.stage == "data") and not self.run.offline:
-            self.run.use_artifact(mirrored, aliases=[artifact.key])  # found by its content, or created
+            self.run.use_artifact(
+                mirrored, aliases=[artifact.key]
+            )  # W&B finds the artifact by its content, or creates it
         else:
             self.run.log_artifact(mirrored, aliases=[artifact.key])
 
@@ -84,7 +86,7 @@ def record_error(run: Any, error: BaseException) -> int:
         run.tags = (*(run.tags or ()), "stopped early")
         return int(error.code or 0)
     if isinstance(error, SystemExit) and error.code == ENDED:
-        run.mark_preempting()  # a sweep assigns it again
+        run.mark_preempting()  # a sweep assigns the run again
         run.summary["error"] = "terminated; the same command resumes it"
         return ENDED
     run.summary["error"] = f"{type(error).__name__}: {error}"

@@ -43,7 +43,7 @@ class RandomStates(Callback):
         self.saved = state_dict["ranks"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.rank < len(self.saved):  # a rank without a saved state keeps that of its seed
+        if self.rank < len(self.saved):  # a rank without a saved state keeps the state of its seed
             _restore_random_states(self.saved[self.rank])
 
 
@@ -72,7 +72,7 @@ def _restore_random_states(states: dict[str, Any]) -> None:
 class Checkpoints(Callback):
     """Write the state to `file`, atomically, every `every` steps and when a signal is about to end the job.
 
-    The state is written at the start of the next step, so that it includes the validation after the step before.
+    The state is written at the start of the next step, so that it includes the validation after the previous step.
 
     Args:
         stage: name of the stage in log lines.
@@ -85,7 +85,7 @@ class Checkpoints(Callback):
         self.signals = DeferredSignals()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.signals.__enter__()  # not earlier: Lightning sets its own handlers just before
+        self.signals.__enter__()  # not earlier: Lightning sets its own handlers just before this hook
         if trainer.global_step:
             self._log(trainer, "resuming after step %d of %d")
 

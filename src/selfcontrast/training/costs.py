@@ -54,7 +54,7 @@ def _per_token(matrix: nn.Parameter) -> int:
 
 
 def peak_memory(device: torch.device | None = None) -> float:
-    """Return peak memory in GiB: that of tensors on this GPU, or without a GPU that of this process since its start."""
+    """Return peak memory in GiB: of the tensors on this GPU; without a GPU, of this process since its start."""
     if device is not None and device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from selfcontrast.training.packed_module import Record
 
-FRACTION, MIN_STEPS = 0.1, 5  # average over this fraction of the steps, the last ones, but at least MIN_STEPS
+FRACTION, MIN_STEPS = 0.1, 5  # average over this last fraction of the steps, at least MIN_STEPS of them
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,8 @@ class SelfContrastDPO(PackedModule):
     def extra_metrics(self) -> Record:
         """Return the metrics of step 0, where the policy is the reference: margin noise, loss and expected loss.
 
-        Dropout and rounding change margins from 0. Rounding does not if `hardware.rescore_reference` scored the
-        reference in the same micro-batches.
+        Dropout and rounding move margins away from 0. Rounding has no effect if `hardware.rescore_reference` scored
+        the reference in the same micro-batches.
         """
         if self._step_zero is None:
             return {}
@@ -65,8 +65,8 @@ class SelfContrastDPO(PackedModule):
         packed = microbatch.packed
         policy = response_log_probs(self.policy, packed, self.chunk_size)  # [B, K + 1]
         reference = _by_id(self.stored.reference, packed.ids, policy)
-        needed = self.objective.needs_scores or self.objective.needs_sampler
-        args = (packed.lengths, packed.mask, *((self._signals(packed.ids, policy),) if needed else ()))
+        needs_signals = self.objective.needs_scores or self.objective.needs_sampler
+        args = (packed.lengths, packed.mask, *((self._signals(packed.ids, policy),) if needs_signals else ()))
         out = self.objective(policy, reference, *args)
         with torch.no_grad():
             if self._step_zero is not None:
@@ -86,7 +86,9 @@ class SelfContrastDPO(PackedModule):
         )
 
     def _metrics(self, out: ObjectiveOutput, policy: Tensor, reference: Tensor, microbatch: MicroBatch) -> Sums:
-        """Return sums for the metrics, in nats. A metric is a mean over a group's negatives first, then over groups.
+        """Return sums for the metrics. A metric is a mean over a group's negatives first, then over groups.
+
+        Log-probabilities are in nats.
 
         `*_rank_j` is the mean over the j-th negatives of all groups that have one. The first is the most similar.
 
@@ -119,11 +121,11 @@ class SelfContrastDPO(PackedModule):
 
 def _by_id(stored: Mapping[str, Tensor], ids: Sequence[str], like: Tensor) -> Tensor:
     """Return the stored values of these groups in the shape of `like` [B, n], padded with zeros."""
-    out = torch.zeros(like.shape, dtype=like.dtype)
+    padded = torch.zeros(like.shape, dtype=like.dtype)
     for row, name in enumerate(ids):
         values = stored[name][: like.shape[1]]
-        out[row, : len(values)] = values
-    return to_device(out, like.device)
+        padded[row, : len(values)] = values
+    return to_device(padded, like.device)
 
 
 def _sum(values: Tensor) -> Tensor:
@@ -132,7 +134,7 @@ def _sum(values: Tensor) -> Tensor:
 
 
 def _sum_of_means(values: Tensor, mask: Tensor) -> Tensor:
-    """Reduce [B, K] to [2]: the sum over groups of the mean over negatives, and the number of groups that have one."""
+    """Reduce [B, K] to [2]: the sum over groups of the mean over negatives, and the number of groups with any."""
     negatives = mask.sum(dim=1)
     means = values.masked_fill(~mask, 0.0).sum(dim=1) / negatives.clamp(min=1)
     return torch.stack([means.sum().float(), (negatives > 0).sum().float()])
@@ -141,7 +143,7 @@ def _sum_of_means(values: Tensor, mask: Tensor) -> Tensor:
 def _by_rank(name: str, values: Tensor, mask: Tensor, max_negatives: int) -> Sums:
     """Reduce [B, K] to [2] per rank: the sum over groups that have a negative of this rank, and their number.
 
-    Ranks without negatives here are included, because every micro-batch must have the same metrics.
+    Ranks without negatives in this micro-batch are included, because every micro-batch must have the same metrics.
     """
     sums = values.new_zeros(max_negatives, 2, dtype=torch.float32)
     sums[: mask.shape[1], 0] = values.masked_fill(~mask, 0.0).sum(dim=0).float()

@@ -75,7 +75,8 @@ class StepData(LightningDataModule):
         self.seed = seed
         self.unshared_reason = unshared_reason
         self.snapshots: Sequence[int] = ()  # steps after which the weights are kept
-        self.bytes_per_token: float | None = None  # activations; None unless micro-batches fill a GPU's memory
+        # Bytes of activations per token; None unless a GPU's memory determines the size of micro-batches.
+        self.bytes_per_token: float | None = None
         self._max_tokens_per_microbatch: int | None = None
 
     def steps(self, rank: int = 0, ranks: int = 1) -> Steps:
@@ -101,12 +102,12 @@ class StepData(LightningDataModule):
         tokens = self._max_tokens_per_microbatch or self.hardware.fixed_tokens_per_microbatch()
         rank, ranks = trainer.global_rank, trainer.world_size
         microbatches = rank_microbatches(self.validation, tokens, rank, ranks) if self.validation else []
-        # A separate generator: otherwise a loader draws from the global one, which would change training's dropout.
+        # Without its own generator, a loader draws from the global one, which would change training's dropout.
         return DataLoader(microbatches, batch_size=None, generator=torch.Generator())  # type: ignore[arg-type]
 
 
 def prepare(policy: Any, groups: list[Group], hardware: Hardware) -> None:
-    """Prepare a policy for training, and compare one packed group with the ordinary forward pass.
+    """Prepare a policy for training. With `self_check`, compare one packed group with the ordinary forward pass.
 
     Raises:
         UserError: if a group has more tokens than the model has positions, or packed results are wrong.
@@ -128,7 +129,7 @@ def prepare(policy: Any, groups: list[Group], hardware: Hardware) -> None:
         use_shared_prompt(policy, _self_check_attention(hardware, sharded))
         self_check(policy, groups[:64], tolerance)
         use_shared_prompt(policy, hardware.attention)
-        policy.to("cpu")  # the ranks copy the weights from there
+        policy.to("cpu")  # the ranks copy the weights from the CPU
     policy.train()
 
 
@@ -154,9 +155,9 @@ def fit(module: PackedModule, data: StepData, folder: Path, stage: str) -> bool:
     node = this_node(hardware.num_nodes)
     last = folder / LAST
     for file in (last, *(snapshot(folder, step) for step in data.snapshots)):
-        partial_file(file).unlink(missing_ok=True)  # left by a killed attempt; its space may be needed
-        if file.exists() and (why := damage(file)):
-            log.warning("%s: %s is damaged (%s). Training restarts from the first step.", stage, file, why)
+        partial_file(file).unlink(missing_ok=True)  # a killed attempt left the file, and its space may be needed
+        if file.exists() and (reason := damage(file)):
+            log.warning("%s: %s is damaged (%s). Training restarts from the first step.", stage, file, reason)
             last.unlink(missing_ok=True)
     steps = data.steps()
     if not steps.sharing and any(group.negatives for group in data.groups):
@@ -219,7 +220,7 @@ def train(module: PackedModule, data: StepData, folder: Path, stage: str) -> Map
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
             logger=False,
-            enable_checkpointing=False,  # `Checkpoints` does it
+            enable_checkpointing=False,  # `Checkpoints` writes them
             enable_model_summary=False,
             enable_progress_bar=bar,
             callbacks=[*callbacks, StageProgress(stage)] if bar else callbacks,
@@ -228,7 +229,7 @@ def train(module: PackedModule, data: StepData, folder: Path, stage: str) -> Map
         try:
             trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
         except SystemExit as stop:
-            if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns it into an exit with code 1
+            if isinstance(stop.__context__, KeyboardInterrupt):  # on Ctrl-C, Lightning exits with code 1
                 raise KeyboardInterrupt from stop
             raise
     return whole_weights(module.policy)
@@ -243,7 +244,7 @@ def compile_layers(policy: nn.Module) -> None:
 
 
 def _silence_lightning() -> None:
-    """Hide Lightning's notices about choices that are made here on purpose."""
+    """Hide Lightning's notices about deliberate choices of `train`."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")

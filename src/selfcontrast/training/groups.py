@@ -39,8 +39,8 @@ class StoredScores:
 def nearest_first(ranked: Sequence[Negative], count: int) -> list[Negative]:
     """Return a prompt's first `count` negatives by rank, sorted by similarity to the target, highest first.
 
-    Ranks are in random order, but Plackett-Luce and rank weights need the order of similarity. Ties keep the order of
-    ranks. So do all negatives of a prompt without a target, because they have no similarity.
+    Ranks follow the filter's order, which is often random, but Plackett-Luce and rank weights need the order of
+    similarity. Ties keep the order of ranks. For a prompt without a target, all negatives count as ties.
     """
     return sorted(ranked[:count], key=lambda negative: 0.0 if isnan(negative.similarity) else -negative.similarity)
 
@@ -161,7 +161,7 @@ def preference_groups(
     max_length: int,
     chosen: Mapping[str, Sequence[Positive]] | None = None,
 ) -> tuple[list[Group], int]:
-    """Return the groups of all prompts with negatives, in order, and how many groups exceed `max_length`.
+    """Return the groups of prompts with negatives, in the order of `examples`, and how many exceed `max_length`.
 
     A prompt has one group per chosen response. Candidates keep their sampled token ids. Whether a group is used depends
     on its prompt and chosen response alone, never on a negative's length. Negatives are truncated to `max_length`, as

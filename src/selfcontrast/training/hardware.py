@@ -12,16 +12,20 @@ from selfcontrast.models.attention.choice import ATTENTIONS, TRAINS_ON
 from selfcontrast.store import NOT_IN_KEY
 
 STRATEGIES = ("ddp", "fsdp2")
-# Without 16-mixed: its gradients are scaled, so clipping would be wrong. For pure bf16 set model.dtype.
+# 16-mixed is not supported: it scales gradients, so clipping would be wrong. For pure bf16 set model.dtype.
 ARITHMETICS = ("32-true", "bf16-mixed")
 
-# Used if max_tokens_per_microbatch=auto, in training on a CPU and in work without a backward pass.
+# The limits of max_tokens_per_microbatch=auto, in training on a CPU and in work without a backward pass.
 MAX_TOKENS_PER_MICROBATCH = {"cpu": 8192, "cuda": 16384}
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """The hardware of a training stage. Only `precision` changes the result; all else changes speed and memory."""
+    """The hardware of a training stage.
+
+    Only `precision` and `rescore_reference` change the result; the other settings change speed and memory. The align
+    stage adds `rescore_reference` to its key.
+    """
 
     precision: str
     accelerator: str = field(metadata=NOT_IN_KEY)
@@ -81,7 +85,7 @@ class Hardware:
             ),
             "strategy=fsdp2 cannot be used: it cannot shard 4-bit weights. Use ddp.": self.strategy == "fsdp2",
             "bf16_copy=true cannot be used: frozen weights need no copies. Set it to false.": self.bf16_copy,
-            "max_tokens_per_microbatch=auto cannot be used: the reference is scored before. Set a number.": (
+            "max_tokens_per_microbatch=auto cannot be used: the reference is scored before training. Set a number.": (
                 self.max_tokens_per_microbatch == "auto"
             ),
         }
@@ -99,7 +103,7 @@ class Hardware:
 
     @property
     def device(self) -> str:
-        """The device for stages without training: "cuda" or "cpu"."""
+        """The type of the device that computes: "cuda" or "cpu"."""
         return "cuda" if self.accelerator != "cpu" and _gpus() else "cpu"
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -116,7 +120,7 @@ class Hardware:
 
 
 def _gpus() -> int:
-    """Return the number of usable GPUs. torch is imported here, so that a CPU job does not wait for it."""
+    """Return the number of usable GPUs. It imports torch itself, so that a CPU job does not wait for torch."""
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0

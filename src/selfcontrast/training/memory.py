@@ -18,7 +18,7 @@ from selfcontrast.training.hardware import Hardware
 from selfcontrast.training.recomputation import checkpoint_layers, is_kept, widest_kept
 
 FRACTION = 0.8  # use only this part of the free memory: allocators leave gaps, and lengths differ
-MIN_TOKENS, MAX_TOKENS = 1024, 65536  # above about 16,384 tokens, the time per token hardly falls
+MIN_TOKENS, MAX_TOKENS = 1024, 65536  # bounds of the result; no GPU run has measured a better upper bound
 PROBES = (16, 32)  # both passes have one prompt and two responses; each of the three has this many tokens
 
 
@@ -29,11 +29,11 @@ def bytes_per_token(policy: Any, hardware: Hardware) -> float:
     With it, they are each layer's input, one layer's activations, and the results that selective checkpointing keeps.
     """
     policy.gradient_checkpointing_disable()
-    (saved, kept), more = (_count_bytes(policy, hardware, tokens) for tokens in PROBES)
+    (saved, kept), longer = (_count_bytes(policy, hardware, tokens) for tokens in PROBES)
     if hardware.gradient_checkpointing:
         checkpoint_layers(policy, hardware.gradient_checkpointing)
     tokens = 3 * (PROBES[1] - PROBES[0])
-    saved, kept = (more[0] - saved) / tokens, (more[1] - kept) / tokens
+    saved, kept = (longer[0] - saved) / tokens, (longer[1] - kept) / tokens
     config = policy.config.get_text_config()
     layers, width = int(config.num_hidden_layers), int(config.hidden_size)
     layer = saved / layers
@@ -53,8 +53,8 @@ def _count_bytes(policy: Any, hardware: Hardware, tokens: int) -> tuple[float, f
         return x
 
     alive: list[Tensor] = []  # no address is reused while its tensor lives
-    part = [0] * tokens
-    packed = pack([Group("probe", part, part, [part])]).to(policy.device)
+    ids = [0] * tokens
+    packed = pack([Group("probe", ids, ids, [ids])]).to(policy.device)
     width = widest_kept(policy.config)
     devices = [policy.device] if policy.device.type == "cuda" else []
     hooks = torch.autograd.graph.saved_tensors_hooks(record, lambda x: x)
@@ -87,7 +87,7 @@ def token_budget(free: int, reserved: int, per_token: float) -> int:
 
 
 def reserved_bytes(policy: Any, optimizers: Iterable[torch.optim.Optimizer], hardware: Hardware) -> int:
-    """Return the bytes of a step for any microbatches: gradients, moments that do not exist yet, casts and logits."""
+    """Return the bytes that any micro-batches need: gradients, moments that do not exist yet, casts and logits."""
     trained = sum(_local_part(p).nbytes for p in policy.parameters() if p.requires_grad)
     moments = 0 if any(optimizer.state for optimizer in optimizers) else 2 * trained
     head = policy.get_output_embeddings().weight
@@ -107,7 +107,7 @@ def _local_part(parameter: Any) -> Tensor:
 def gpu_token_budget(
     policy: Any, optimizers: Iterable[torch.optim.Optimizer], hardware: Hardware, per_token: float
 ) -> int:
-    """Return the tokens of a micro-batch on this GPU. All ranks take the minimum, so that all have equally many."""
+    """Return the tokens of a micro-batch on this GPU. All ranks use the minimum over ranks."""
     device = torch.device("cuda", torch.cuda.current_device())
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = torch.cuda.mem_get_info(device)[0] + unused

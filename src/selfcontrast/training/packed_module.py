@@ -59,7 +59,7 @@ class PackedModule(LightningModule, ABC):
         self.report = report
         self.peak_tflops: float | None = None  # peak of one device, for MFU; None records no MFU
         self.cost = Cost.of(policy)
-        self.weights: Mapping[str, Tensor] | None = None  # the policy's weights, if it is a skeleton to shard
+        self.weights: Mapping[str, Tensor] | None = None  # the policy's weights, if the policy is a skeleton to shard
         self.history: list[Record] = []
         self._validation: list[Sums] = []
         self._last_time = time.perf_counter()
@@ -94,7 +94,7 @@ class PackedModule(LightningModule, ABC):
             if microbatch.counts:
                 group_losses.append((microbatch.packed.ids, loss.detach()))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.optim.max_grad_norm)
-        # The host waits for the GPU only here, so that it can prepare the next step during this one's update.
+        # The host waits for the GPU only here, so that it can prepare the next step during this step's update.
         means, grad_norm = self._means(sums), _norm_value(norm)
         if not math.isfinite(grad_norm):
             self._stop_on_nan(group_losses)
@@ -173,7 +173,7 @@ class PackedModule(LightningModule, ABC):
         return no_sync
 
     def _record(self, step: Step, metrics: Record) -> None:
-        """Log a step after its losses were read. Its time is that since the previous step's losses were read."""
+        """Log a step after its losses were read. Its time begins when the previous step's losses were read."""
         batches = [microbatch.packed for microbatch in step.microbatches if microbatch.counts]
         flops = float(sum(self.cost.flops(packed) for packed in batches))
         now = time.perf_counter()
@@ -215,9 +215,9 @@ class PackedModule(LightningModule, ABC):
             dist.all_gather_object(gathered, bad_groups)
             bad_groups = [name for names in gathered for name in names]
         names = ", ".join(bad_groups[:5])
-        where = f"the loss of {names}" if bad_groups else "the gradient, though every loss is finite,"
+        culprit = f"the loss of {names}" if bad_groups else "the gradient, though every loss is finite,"
         raise UserError(
-            f"training stopped at step {self.trainer.global_step}: {where} is NaN or infinite. "
+            f"training stopped at step {self.trainer.global_step}: {culprit} is NaN or infinite. "
             "The last checkpoint is kept. Lower the learning rate, or inspect those examples."
         )
 

@@ -1,4 +1,4 @@
-"""Training on several devices, with one process per device.
+"""Train on several devices, with one process per device.
 
 Lightning's own launcher would run the whole command once per device, and the copies would wait for the store's lock
 that this process holds. The policy's weights go to the ranks and back through shared memory.
@@ -76,8 +76,8 @@ class Ranks:
                 except (ProcessExitedException, ProcessRaisedException) as error:
                     receiver.drain(messages)
                     if signals.received is None:
-                        failed = f"{stage}: a rank failed ({error}). See its output above, then run the command again."
-                        raise UserError(receiver.error or failed) from error
+                        message = f"{stage}: a rank failed ({error}). See its output above, then run the command again."
+                        raise UserError(receiver.error or message) from error
                 receiver.drain(messages)
             signals.deliver()
         finally:
@@ -119,7 +119,7 @@ def _rank(local: int, ranks: Ranks, port: int, work: RankWork, messages: Any) ->
     lightning.seed_everything(ranks.seed + rank, verbose=False)  # each rank draws its own dropout
     module.report = (lambda record: messages.put(("record", record))) if rank == 0 else (lambda record: None)
     shared_policy: nn.Module = module.policy
-    if work.data.hardware.strategy == "fsdp2":  # this process holds only a shard of the weights
+    if work.data.hardware.strategy == "fsdp2":  # this rank holds only a shard of the weights
         module.policy, module.weights = skeleton(shared_policy), shared_policy.state_dict()
     else:
         module.policy = copy.deepcopy(shared_policy)

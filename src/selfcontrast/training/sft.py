@@ -57,7 +57,7 @@ def fine_tune(
     policy, tokenizer = model.start(texts(examples["train"]), seed)
     parameters = sum(p.numel() for p in policy.parameters())
     if optim.epochs == 0:
-        save_policy(folder / "model", policy, tokenizer, model_card("Fine-tuned elsewhere", "not at all", []))
+        save_policy(folder / "model", policy, tokenizer, model_card("Fine-tuned elsewhere", "for 0 epochs", []))
         return {"examples": 0, "parameters": parameters, "steps": 0, "tokens": 0}
     renderer = Renderer(tokenizer)
     train, held_out = ([e for e in examples[split] if e.has_target] for split in ("train", "validation"))

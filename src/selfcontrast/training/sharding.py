@@ -55,13 +55,13 @@ def shard(
         policy: the transformers causal model inside it, or its `skeleton`.
         forward: the method of `module` that runs the policy. Parameters are gathered only inside it.
         device: this rank's device.
-        weights: the policy's whole weights on the CPU, if it is a skeleton. Each rank copies its shard.
+        weights: the whole weights on the CPU, if the policy is a skeleton. Each rank copies its shard.
     """
-    low = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    bf16_cast = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for part in list(policy.modules()):
         if type(part).__name__ in policy._no_split_modules:  # transformers' names of layer classes
             if bf16:
-                fully_shard([m for m in part.children() if _has_matrices(m)], mesh=mesh, mp_policy=low)
+                fully_shard([m for m in part.children() if _has_matrices(m)], mesh=mesh, mp_policy=bf16_cast)
             fully_shard(part, mesh=mesh)
     fully_shard(module, mesh=mesh)
     register_fsdp_forward_method(module, forward)

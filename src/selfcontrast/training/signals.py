@@ -14,7 +14,7 @@ ENDING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class DeferredSignals:
-    """A context that records the signals in `ENDING` instead of handling them. It passes each to `on_signal`."""
+    """A context that records the signals in `ENDING` instead of handling them. It passes each signal to `on_signal`."""
 
     def __init__(self, on_signal: Callable[[int], None] | None = None) -> None:
         self.on_signal = on_signal

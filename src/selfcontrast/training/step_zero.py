@@ -28,7 +28,7 @@ class StepZero:
         self._sums: list[Tensor] = []
 
     def add(self, out: ObjectiveOutput, expected: ObjectiveOutput, mask: Tensor, counts: bool) -> None:
-        """Add a micro-batch of B groups: the objective's output, and that at log-ratios of 0. `mask` is [B, K]."""
+        """Add a micro-batch of B groups: the objective's output, and the output at log-ratios of 0. `mask`: [B, K]."""
         difference = out.loss - expected.loss
         terms = (out.margin.square(), mask, out.loss, expected.loss, difference.square(), torch.ones_like(difference))
         self._sums.append(torch.stack([term.sum().float() for term in terms]) * counts)

@@ -1,9 +1,9 @@
 """The groups of every optimiser step, in micro-batches that fit into memory.
 
-A step always has the same number of prompts, for every K. Its groups are a function of (seed, epoch, step) alone, so a
-resumed run needs only the number of its next step. Every rank computes the whole plan and takes its own part. Groups go
-longest first, each to the rank with the fewest tokens. All ranks have equally many micro-batches, because all must take
-part in the collective operations of a micro-batch.
+Every step has `batch_size` groups, for every K; the last step of an epoch may have fewer. The groups are a function of
+(seed, epoch, step) alone, so a resumed run needs only the number of its next step. Every rank computes the whole plan
+and takes its own part. Groups go longest first, each to the rank with the fewest tokens. All ranks have equally many
+micro-batches, because all must take part in the collective operations of a micro-batch.
 """
 
 import heapq
@@ -21,7 +21,7 @@ MIN_SHARING_BOUND = 1.05  # below this, the second attention call costs as much 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Groups computed together. `counts` is False for a filler, which only gives every rank the same number of them."""
+    """Groups computed together. `counts` is False for a filler, since all ranks need equally many micro-batches."""
 
     packed: PackedGroups
     counts: bool
@@ -87,8 +87,8 @@ class Steps(Dataset[Step]):
     @property
     def tokens(self) -> int:
         """Packed tokens of all steps."""
-        epochs, left = divmod(self.count, self.per_epoch)
-        return epochs * self._tokens_per_epoch + sum(map(self._tokens, range(self.count - left, self.count)))
+        epochs, remaining = divmod(self.count, self.per_epoch)
+        return epochs * self._tokens_per_epoch + sum(map(self._tokens, range(self.count - remaining, self.count)))
 
     @cached_property
     def _tokens_per_epoch(self) -> int:
@@ -99,10 +99,10 @@ class Steps(Dataset[Step]):
 
     def _steps_for_budget(self, tokens: int) -> int:
         """Return the smallest number of steps that have at least this many tokens."""
-        epochs, left = divmod(tokens, self._tokens_per_epoch)
+        epochs, remaining = divmod(tokens, self._tokens_per_epoch)
         steps = epochs * self.per_epoch
-        while left > 0:
-            left -= self._tokens(steps)
+        while remaining > 0:
+            remaining -= self._tokens(steps)
             steps += 1
         return steps
 
@@ -153,7 +153,7 @@ def rank_microbatches(
 def split_into_microbatches(
     groups: Sequence[Group], max_tokens_per_microbatch: int, sharing: bool = True
 ) -> list[list[Group]]:
-    """Split groups into micro-batches of similar lengths. Only a single longer group exceeds the limit."""
+    """Split groups into micro-batches of similar lengths. A group above the limit is alone in its micro-batch."""
     microbatches: list[list[Group]] = []
     tokens = max_tokens_per_microbatch
     for group in sorted(groups, key=length, reverse=True):

@@ -14,9 +14,9 @@ from torch.nn.functional import linear
 
 
 class WeightCopies:
-    """bfloat16 weights with which all float32 linear layers except the output layer compute.
+    """bfloat16 copies of the weights of all float32 linear layers except the output layer.
 
-    Autocast must be on, because it casts the inputs.
+    The layers compute with the copies. Autocast must be on, because it casts the inputs.
 
     Args:
         policy: a transformers causal model, or its peft wrapper.

@@ -1,1 +1,1 @@
-"""Implementations of attention over packed groups. All give the same result; `choice` selects one."""
+"""Implementations of attention over packed groups. All give the same result up to rounding; `choice` selects one."""

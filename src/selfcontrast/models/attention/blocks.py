@@ -18,7 +18,7 @@ from selfcontrast.models.packing import Layout
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-# A segment joins a bucket if it fills this fraction of the longest one, so at most a quarter is padding.
+# A segment joins a bucket if it has this fraction of its longest segment's tokens: at most a quarter is padding.
 _MIN_FILL = 0.75
 
 
@@ -71,8 +71,8 @@ def bucketed(lengths: Sequence[int]) -> tuple[tuple[Bucket, ...], Tensor]:
     for bucket in buckets:
         tokens, padding = bucket.tokens.flatten(), bucket.padding
         slots = torch.arange(offset, offset + tokens.numel())
-        real = slice(None) if padding is None else ~padding.flatten()
-        slot[tokens[real]] = slots[real]
+        is_token = slice(None) if padding is None else ~padding.flatten()
+        slot[tokens[is_token]] = slots[is_token]
         offset += tokens.numel()
     return buckets, slot
 
@@ -85,10 +85,10 @@ def _buckets(segments: Sequence[int]) -> tuple[Bucket, ...]:
     buckets = []
     while order.numel():
         longest = int(lengths[order[0]])
-        taken = int((lengths[order] >= _MIN_FILL * longest).sum())
-        chosen, order = order[:taken].sort().values, order[taken:]
-        offsets, length = torch.arange(longest), lengths[chosen][:, None]
-        tokens = (ends[chosen][:, None] - length) + offsets.minimum(length - 1)
+        size = int((lengths[order] >= _MIN_FILL * longest).sum())
+        members, order = order[:size].sort().values, order[size:]
+        offsets, length = torch.arange(longest), lengths[members][:, None]
+        tokens = (ends[members][:, None] - length) + offsets.minimum(length - 1)
         padding = offsets >= length
         buckets.append(Bucket(tokens, padding if bool(padding.any()) else None))
     return tuple(buckets)
@@ -138,8 +138,8 @@ class _Blocks(torch.autograd.Function):
             tokens = (responses, responses, prompt, prompt, responses)
             blocks = [_row(x[t]) for x, t in zip((grad, query, key, value, output), tokens, strict=True)]
             grads = _flash_backward(*blocks, _row(lse[responses]), 0.0, False, scale=scale)
-            for total, at, part in zip(totals, (responses, prompt, prompt), grads, strict=True):
-                total[at] += part[0].transpose(0, 1)
+            for total, rows, part in zip(totals, (responses, prompt, prompt), grads, strict=True):
+                total[rows] += part[0].transpose(0, 1)
         return (*totals, None, None)
 
 

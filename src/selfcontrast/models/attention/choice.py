@@ -46,7 +46,7 @@ def _choose(requested: str, spec: AttentionSpec) -> str:
     used: str = next(name for name, reason in obstacles.items() if reason is None)
     if used != preferred:
         reason = obstacles[preferred]
-        log.warning("hardware.attention=%s: %s cannot run here (%s). Using %s", requested, preferred, reason, used)
+        log.warning("hardware.attention=%s: %s cannot run (%s). Using %s", requested, preferred, reason, used)
     return used
 
 
@@ -89,7 +89,7 @@ def _cuda_obstacles(spec: AttentionSpec) -> dict[str, bool]:
     is_16_bit = spec.dtype in (torch.bfloat16, torch.float16)
     return {
         f"its kernels compute in bfloat16 or float16, not in {str(spec.dtype).removeprefix('torch.')}": not is_16_bit,
-        "its kernels need heads of a multiple of 8 and at most 256 dimensions": (
+        "its kernels need heads whose dimension is a multiple of 8 and at most 256": (
             spec.query_width % 8 > 0 or spec.query_width > 256
         ),
         "its kernels need a GPU of compute capability 8.0 (Ampere) and a torch that was built with them": (

@@ -20,7 +20,7 @@ Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 BLOCK = 128  # tokens
 KERNEL_OPTIONS: dict[str, int | bool] = {}  # empty: torch's defaults. `make gpu-check` measures others
-RECOMPILE_LIMIT = 32  # kernels; above its limit, by default 8, torch would silently run without a kernel
+RECOMPILE_LIMIT = 32  # number of kernels; above its default of 8, torch would silently run without a kernel
 
 
 def attend(
@@ -29,7 +29,7 @@ def attend(
     """Map query [1, H, T, d], key and value [1, H or fewer, T, d] to [1, T, H, d].
 
     Raises:
-        FailOnRecompileLimitHit: if a further kernel would be needed. Without one, torch would use T x T memory.
+        FailOnRecompileLimitHit: if a further kernel would be needed. Without a kernel, torch would use T x T memory.
     """
     tokens = query.shape[2]
     q, k, v = (torch.nn.functional.pad(x, (0, 0, 0, -tokens % BLOCK)) for x in (query, key, value))
@@ -46,7 +46,7 @@ def block_mask(layout: Layout, window: int | None) -> BlockMask:
     if ("flex", window) not in layout.memo:
         tokens, device = len(layout.segment), layout.segment.device
         padded = tokens + -tokens % BLOCK
-        # Uncompiled, it builds the mask of T x T, which is acceptable in tests on a CPU.
+        # The uncompiled function builds a mask of T x T, which is acceptable in tests on a CPU.
         create = create_block_mask if device.type == "cpu" else _compiled(create_block_mask)
         layout.memo["flex", window] = create(mask(layout, window), None, None, padded, padded, device=device)
     cached: BlockMask = layout.memo["flex", window]
@@ -61,14 +61,14 @@ def mask(layout: Layout, window: int | None) -> Mask:
     """
     tokens = len(layout.segment)
     filler = torch.arange(-tokens % BLOCK, device=layout.segment.device)
-    other = torch.full_like(filler, len(layout.lengths))
-    segment, prompt = torch.cat([layout.segment, other]), torch.cat([layout.prompt, other])
+    padding_segment = torch.full_like(filler, len(layout.lengths))
+    segment, prompt = torch.cat([layout.segment, padding_segment]), torch.cat([layout.prompt, padding_segment])
     position = torch.cat([layout.position, filler])
-    first = torch.zeros_like(position) if window is None else position - window + 1
+    first_visible = torch.zeros_like(position) if window is None else position - window + 1
 
     def sees(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         shared = (segment[k] == segment[q]) | (segment[k] == prompt[q])
-        return shared & (position[k] <= position[q]) & (position[k] >= first[q])
+        return shared & (position[k] <= position[q]) & (position[k] >= first_visible[q])
 
     return sees
 

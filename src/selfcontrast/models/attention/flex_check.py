@@ -1,7 +1,7 @@
-"""Compare FlexAttention with masked attention once per kernel before using it.
+"""Compare FlexAttention with masked attention once per kernel, before the kernel is used.
 
-Its kernels are generated, and some torch versions generate wrong ones for some sizes. If a kernel differs or does not
-compile, masked attention is used, and a warning is logged.
+torch generates FlexAttention's kernels, and some versions generate wrong ones for some sizes. If a kernel differs or
+does not compile, masked attention is used, and a warning is logged.
 """
 
 import logging
@@ -49,7 +49,7 @@ def attend(
 
 @cache
 def is_correct(spec: KernelSpec) -> bool:
-    """Return True if output and gradients equal those of masked attention on a small row."""
+    """Return True if output and gradients equal those of masked attention on a small row, within `TOLERANCE`."""
     try:
         error = _error(spec)
         reason = f"differs from masked attention by {error:.2g}"
@@ -78,15 +78,15 @@ def _describe(spec: KernelSpec) -> str:
 def _error(spec: KernelSpec) -> float:
     """Return the largest relative error of output and gradients, without changing random states."""
     groups = [Group("a", [1] * 150, [2] * 9, [[3] * 70, [4]]), Group("b", [1] * 5, [2] * 3, [])]
-    layout, draw = pack(groups).layout, torch.Generator().manual_seed(0)
+    layout, generator = pack(groups).layout, torch.Generator().manual_seed(0)
     tokens, window = len(layout.segment), 40 if spec.window else None
     sizes = [
         (spec.query_heads, spec.query_width),
         (spec.key_heads, spec.query_width),
         (spec.key_heads, spec.value_width),
     ]
-    inputs = [torch.randn(1, heads, tokens, width, generator=draw) for heads, width in sizes]
-    grad = torch.randn(1, tokens, spec.query_heads, spec.value_width, generator=draw)
+    inputs = [torch.randn(1, heads, tokens, width, generator=generator) for heads, width in sizes]
+    grad = torch.randn(1, tokens, spec.query_heads, spec.value_width, generator=generator)
     expected = _with_gradients(inputs, grad, layout, window, torch.device("cpu"), torch.float32, by_flex=False)
     results = _with_gradients(inputs, grad, layout, window, spec.device, spec.dtype, by_flex=True)
     pairs = [(result.float().cpu(), exact) for result, exact in zip(results, expected, strict=True)]
@@ -102,7 +102,7 @@ def _with_gradients(
     dtype: torch.dtype,
     by_flex: bool,
 ) -> list[Tensor]:
-    # Separate hooks: the first layer may be under gradient checkpointing, which counts saved tensors.
+    # The hooks hide tensors from gradient checkpointing, which may contain the first layer and counts saved tensors.
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
     with torch.enable_grad(), torch.autocast(device.type, enabled=False), hooks:
         leaves = [x.to(device, dtype).requires_grad_() for x in inputs]

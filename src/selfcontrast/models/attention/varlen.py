@@ -86,7 +86,7 @@ def _sharing(groups: Sequence[tuple[int, int, int]], device: torch.device) -> Sh
 
 
 def _sequences(queries: Sequence[int], keys: Sequence[int], causal: bool, device: torch.device) -> Sequences:
-    # At least 2: for queries of one token FlashAttention 2 rearranges grouped heads and, with them, the log-sum-exp.
+    # The bounds are at least 2: for one-token queries, FlashAttention 2 rearranges grouped heads and the log-sum-exp.
     return Sequences(_ends(queries, device), _ends(keys, device), max(2, *queries), max(2, *keys), causal)
 
 
@@ -104,7 +104,7 @@ def _rows(parts: Sequence[slice], device: torch.device) -> Rows:
 def merged_attention(
     query: Tensor, key: Tensor, value: Tensor, tensors: list[Tensor], numbers: list[int], scale: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Map query [T, H, d], key and value [T, H or fewer, d] to output [T, H, d] and log-sum-exp [H, T], in float32.
+    """Map query [T, H, d], key and value [T, H or fewer, d] to output [T, H, d] and float32 log-sum-exp [H, T].
 
     `tensors` and `numbers` are a plan flattened by `_flatten`.
     """
@@ -115,7 +115,7 @@ def merged_attention(
         heads = _take(query, responses), _take(key, prompts), _take(value, prompts)
         prompt_output, prompt_lse = _forward(*heads, plan.shared.sequences, scale)
         self_output, self_lse = _take(output, responses), _take(lse.T, responses).T
-        # In float32: a bfloat16 weight would make the error 1.5 times as large.
+        # The weight stays in float32: in bfloat16 it would make the error 1.5 times as large.
         weight = torch.sigmoid(prompt_lse - self_lse).T[..., None]
         mean = torch.lerp(self_output.to(weight.dtype), prompt_output.to(weight.dtype), weight)
         _put(output, responses, mean.to(output.dtype))
@@ -155,11 +155,11 @@ def _flatten(plan: Plan) -> tuple[list[Tensor], list[int]]:
     rows = [] if plan.shared is None else [plan.shared.responses, plan.shared.prompts]
     tensors = [x for call in calls for x in (call.queries, call.keys)]
     numbers = [n for call in calls for n in (call.longest_query, call.longest_key)]
-    for at in rows:
-        if isinstance(at, slice):
-            numbers += [at.start, at.stop]
+    for tokens in rows:
+        if isinstance(tokens, slice):
+            numbers += [tokens.start, tokens.stop]
         else:
-            tensors.append(at)
+            tensors.append(tokens)
     return tensors, numbers
 
 
