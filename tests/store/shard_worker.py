@@ -2,7 +2,7 @@
 
 python shard_worker.py ROOT LOG
 
-It imports nothing heavy, because the tests start many.
+This module imports nothing heavy, because the tests start it in many processes.
 """
 
 import hashlib

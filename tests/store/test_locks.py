@@ -54,15 +54,15 @@ def _wait_for(root: Path, waits: Any, entered: Any, leave: Any) -> None:
         leave.wait(60)
 
 
-def test_lock_removed_while_waited_for_still_excludes(tmp_path: Path) -> None:
-    """The waiting process must not end up with the lock of a file that has lost its name."""
+def test_lock_removed_while_a_process_waits_still_excludes(tmp_path: Path) -> None:
+    """The waiting process must not end up with a lock on the deleted file."""
     waits, entered, leave = fork.Event(), fork.Event(), fork.Event()
     waiting = fork.Process(target=_wait_for, args=(tmp_path, waits, entered, leave))
     with locked_if_free(tmp_path, "stage", KEY) as free:
         assert free
         waiting.start()
         assert waits.wait(60)
-        time.sleep(0.1)  # so that it has most likely opened the file
+        time.sleep(0.1)  # the waiting process has most likely opened the lock's file by then
         remove(tmp_path, "stage", KEY)
         assert not all_locks(tmp_path)
     assert entered.wait(60)

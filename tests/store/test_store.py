@@ -97,26 +97,26 @@ def test_key_depends_only_on_stage_version_settings_and_inputs(store: Store, tmp
 
 @dataclass(frozen=True)
 class Part:
-    share: float
+    fraction: float
     workers: int = field(metadata=NOT_IN_KEY)
 
 
 @dataclass(frozen=True)
 class SamePart:
-    share: float
+    fraction: float
     workers: int = field(metadata=NOT_IN_KEY)
 
 
-def test_settings_of_component_is_class_and_deciding_fields() -> None:
-    assert settings_of(Part(0.5, workers=1)) == {"class": f"{__name__}.Part", "share": 0.5}
+def test_settings_of_component_holds_class_and_fields_in_key() -> None:
+    assert settings_of(Part(0.5, workers=1)) == {"class": f"{__name__}.Part", "fraction": 0.5}
     assert settings_of(Part(0.5, workers=1)) == settings_of(Part(0.5, workers=8))
     assert settings_of(Part(0.5, workers=1)) != settings_of(Part(0.6, workers=1))
     assert settings_of(Part(0.5, workers=1)) != settings_of(SamePart(0.5, workers=1))
 
 
-@pytest.mark.parametrize(("part", "deciding"), [(HF, {"dtype"}), (Hardware, {"precision"})])
-def test_settings_of_omits_fields_that_only_change_speed(part: Any, deciding: set[str]) -> None:
-    assert {f.name for f in fields(part) if f.metadata.get("in_key", True)} == deciding
+@pytest.mark.parametrize(("part", "fields_in_key"), [(HF, {"dtype"}), (Hardware, {"precision"})])
+def test_settings_of_omits_fields_that_only_change_speed(part: Any, fields_in_key: set[str]) -> None:
+    assert {f.name for f in fields(part) if f.metadata.get("in_key", True)} == fields_in_key
 
 
 # --- computing and reading from the cache
@@ -197,7 +197,7 @@ def _hang(root: Path) -> None:
 
 @pytest.fixture
 def hanging(store: Store) -> Iterator[Any]:
-    """A process that is in the middle of computing the artifact, and holds its lock."""
+    """Start a process that is in the middle of computing the artifact and holds its lock."""
     process = fork.Process(target=_hang, args=(store.root,))
     process.start()
     while not list(store.root.glob("stage/*.partial/resume/shard")):
@@ -220,7 +220,7 @@ def test_get_killed_publishes_nothing_and_frees_lock(store: Store, hanging: Any)
 def test_get_waiting_names_owner_and_takes_over_when_killed(
     store: Store, hanging: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    who = f"{socket.gethostname()}:{hanging.pid} since {datetime.now():%H:}"
+    expected_owner = f"{socket.gethostname()}:{hanging.pid} since {datetime.now():%H:}"
 
     def kill_when_it_waits(record: logging.LogRecord) -> bool:
         if record.getMessage().startswith("waiting for stage"):
@@ -231,8 +231,8 @@ def test_get_waiting_names_owner_and_takes_over_when_killed(
     with caplog.at_level(logging.INFO):
         artifact = store.get(Stage("stage", 1, {}, {}, write()))
     messages = [record.getMessage() for record in caplog.records]
-    assert messages[0].startswith(f"waiting for stage, being computed by {who}")
-    assert messages[1].startswith(f"stage: taking over from {who}")
+    assert messages[0].startswith(f"waiting for stage, being computed by {expected_owner}")
+    assert messages[1].startswith(f"stage: taking over from {expected_owner}")
     assert artifact.manifest["resumed"]
     assert store.get(Stage("stage", 1, {}, {}, never)).cached
 
@@ -261,8 +261,8 @@ def _with_shard(folder: Path) -> Mapping[str, Any]:
     return write()(folder)
 
 
-# replace: the owner's record, the attempt's inputs and code, then the manifest.
-# rename: the resumable state is removed, then the folder gets its final name.
+# os.replace writes the owner's record, then the attempt's inputs and code, then the manifest.
+# os.rename first moves the resume state away, then gives the folder its final name.
 @pytest.mark.parametrize(
     ("function", "call", "done"), [("replace", 3, False), ("rename", 1, True), ("rename", 2, True)]
 )
@@ -353,7 +353,7 @@ def test_verify_accepts_checksums_of_earlier_versions(store: Store) -> None:
 
 @pytest.fixture
 def readings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files whose checksums are computed from now on."""
+    """List the files whose checksums are computed from now on."""
     read: list[Path] = []
     original = contents._checksum
 
@@ -368,7 +368,7 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def test_verify_once_reads_unchanged_artifact_once(
     store: Store, readings: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contents, "_SETTLED", -3600.0)  # as if it had been written long ago
+    monkeypatch.setattr(contents, "_SETTLED", -3600.0)  # as if the artifact had been written long ago
     file = store.get(Stage("stage", 1, {}, {}, write())).path / "sub/file.txt"
     readings.clear()
     for _ in range(3):

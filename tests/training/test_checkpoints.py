@@ -1,4 +1,4 @@
-"""Damaged and partially written checkpoints."""
+"""Test damaged and partially written checkpoints."""
 
 import errno
 import os
@@ -75,6 +75,6 @@ def test_damage_any_flipped_byte_is_found_or_harmless(tmp_path: Path) -> None:
     good, state = last.read_bytes(), torch.load(last, weights_only=True)["state_dict"]
     for at in range(0, len(good), max(1, len(good) // 300)):
         last.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
-        if not damage(last):  # padding between records, to a multiple of 64 bytes
+        if not damage(last):  # the byte belongs to the padding between records
             loaded = torch.load(last, weights_only=True)["state_dict"]
             assert all(torch.equal(loaded[name], value) for name, value in state.items()), at

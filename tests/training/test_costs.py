@@ -1,4 +1,4 @@
-"""FLOPs by formula against torch's counter."""
+"""Compare FLOPs by formula with torch's counter."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Losses and metrics of supervised training and DPO, against transformers' loss and explicit formulas."""
+"""Compare losses and metrics of supervised training and DPO with transformers' loss and explicit formulas."""
 
 import copy
 import math
@@ -92,7 +92,7 @@ def signals_of(batch: list[Group], seed: int = 0) -> dict[str, Signals]:
     return {g.id: Signals(torch.rand(1 + len(g.negatives)), -9 * torch.rand(len(g.negatives))) for g in batch}
 
 
-def means(sums: Sums) -> dict[str, float]:
+def metric_means(sums: Sums) -> dict[str, float]:
     return {name: float(total / count) for name, (total, count) in sums.items()}
 
 
@@ -113,7 +113,7 @@ def test_supervised_loss_and_gradient_equal_transformers() -> None:
     loss = losses.sum() / module.total(step)
     expected = plain(**padded([(g.prompt, g.target) for g in batch])).loss
     torch.testing.assert_close(loss, expected)
-    assert means(sums)["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert metric_means(sums)["loss"] == pytest.approx(expected.item(), rel=1e-5)
     torch.autograd.backward([loss, expected])
     assert_same_gradients(policy, plain)
 
@@ -170,7 +170,7 @@ def test_objective_gradients_equal_padded_rows(file: Path, model: str) -> None:
 
 
 def test_dpo_metrics_equal_hand_computation() -> None:
-    """Two groups, the second with one negative. The reference is set so that every metric is known."""
+    """The second of two groups has only one negative. The reference is chosen so that every metric is known."""
     batch = [Group("a", [1, 2], [3, 4], [[5], [6, 7, 8]]), Group("b", [9], [10, 11, 12, 13], [[14, 15]])]
     policy = llama()
     with torch.no_grad():
@@ -180,7 +180,7 @@ def test_dpo_metrics_equal_hand_computation() -> None:
     module = dpo(policy, {name: logps[name] - change[name] for name in logps})
     _, sums = module.losses(MicroBatch(pack(batch), True))
     a, b = logps["a"].tolist(), logps["b"].tolist()
-    assert means(sums) == pytest.approx(
+    assert metric_means(sums) == pytest.approx(
         {
             "loss": ((math.log1p(math.exp(-0.3)) + math.log1p(math.exp(0.2))) / 2 + math.log1p(math.exp(-0.3))) / 2,
             "chosen_reward": 0.1 * (1 - 1) / 2,
@@ -209,7 +209,7 @@ def ragged(counts: list[int], seed: int = 0) -> list[Group]:
 
 
 def test_dpo_metrics_over_ragged_microbatches_equal_plain_loop() -> None:
-    """Three micro-batches of groups with 1 to 4 negatives. One is a filler, which must not count."""
+    """Groups with 1 to 4 negatives fill three micro-batches. One of these is a filler, which must not count."""
     parts = [ragged([1, 3]), ragged([4, 2, 1], seed=1), ragged([2], seed=2)]
     batch = [replace(g, id=f"{i}{g.id}") for i, part in enumerate(parts[:2]) for g in part]
     filler = [replace(g, id=f"2{g.id}") for g in parts[2]]
@@ -267,7 +267,7 @@ def test_dpo_kl_estimate_equals_exact_divergence() -> None:
     drawn = replace(group, negatives=[[token] for token in tokens.tolist()])
     stored = {"a": torch.cat([q[[2]], q[tokens]])}
     with torch.no_grad():
-        estimates = means(dpo(policy, stored).losses(MicroBatch(pack([drawn]), True))[1])[
+        estimates = metric_means(dpo(policy, stored).losses(MicroBatch(pack([drawn]), True))[1])[
             "kl_reference_policy_on_negatives"
         ]
     noise = float((q - p)[tokens].std() / 4000**0.5)
@@ -275,7 +275,7 @@ def test_dpo_kl_estimate_equals_exact_divergence() -> None:
     assert estimates == pytest.approx(exact, abs=4 * noise)
 
 
-def test_dpo_reference_with_more_ranks_same_loss() -> None:
+def test_dpo_unused_ranks_of_reference_do_not_change_loss() -> None:
     batch = groups(3, negatives=2)
     stored = {g.id: torch.tensor([-5.0, -6.0, -7.0, -800.0, -900.0]) for g in batch}
     wide, narrow = dpo(llama(), stored), dpo(llama(), {name: scores[:3] for name, scores in stored.items()})

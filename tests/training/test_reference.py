@@ -1,4 +1,4 @@
-"""Stored reference scores equal those of a plain forward pass."""
+"""Test that stored reference scores equal those of a plain forward pass."""
 
 import math
 from dataclasses import replace
@@ -96,7 +96,7 @@ def run_align(
     return records
 
 
-@pytest.mark.parametrize("adapter", [NoAdapter(), lora(dropout=0.0)], ids=["whole", "LoRA"])
+@pytest.mark.parametrize("adapter", [NoAdapter(), lora(dropout=0.0)], ids=["all weights", "LoRA"])
 @pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": "selective", "bf16_copy": True}], ids=str)
 def test_align_rescored_reference_has_zero_margin_in_bf16(
     tmp_path: Path, policy: Path, adapter: Adapter, options: dict[str, Any]
@@ -134,7 +134,7 @@ def test_hardware_rescore_reference_unsupported_is_refused(options: dict[str, An
 def test_fit_margin_at_step_0_is_recorded_once_and_warned_about(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The reference is off by one nat, so at beta 0.5 every margin is 0.5."""
+    """The reference of each target is one nat too low, so at beta = 0.5 every margin is 0.5."""
     policy, settings = llama(), optim(batch_size=4, epochs=1, lr=1e-9)
     hardware_config = hardware(max_tokens_per_microbatch=60)
     prepare(policy, GROUPS, hardware_config)
@@ -158,11 +158,11 @@ def test_fit_margin_at_step_0_is_recorded_once_and_warned_about(
 def test_score_reference_killed_resumes_from_shards(tmp_path: Path, policy: Path) -> None:
     scoring = Scoring(policy, "float32", hardware())
     score(tmp_path, scoring)
-    whole, shards = (tmp_path / FILE).read_bytes(), sorted((tmp_path / "resume").iterdir())
+    content, shards = (tmp_path / FILE).read_bytes(), sorted((tmp_path / "resume").iterdir())
     assert len(shards) == 3
     kept = shards[1].stat().st_mtime_ns
     shards[0].unlink()
     (tmp_path / FILE).unlink()
     score(tmp_path, scoring)
-    assert (tmp_path / FILE).read_bytes() == whole
+    assert (tmp_path / FILE).read_bytes() == content
     assert shards[1].stat().st_mtime_ns == kept

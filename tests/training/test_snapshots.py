@@ -1,4 +1,4 @@
-"""Policies of intermediate steps hold the weights of that step, even if training is killed later."""
+"""Test that snapshots hold the weights of their step, even if training is killed later."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +45,7 @@ def run_align(folder: Path, sft: Path, adapter: Adapter, settings: OptimConfig, 
     rows, _ = first_groups(2, max_length=100)
     score_reference(folder, Local(3, 1), Scoring(sft, "float32", hardware()), rows, "cpu")
     training = Training(adapter, settings, hardware(), 0, lambda record: None, checkpoints)
-    torch.manual_seed(0)  # seeds dropout; a job seeds every stage
+    torch.manual_seed(0)  # seeds dropout, as a job seeds every stage
     return align(folder, sft, "float32", rows, StoredScores(read_reference(folder)), OBJECTIVE, training)
 
 
@@ -56,7 +56,7 @@ def same_weights(folder: Path, other: Path) -> bool:
 
 @pytest.mark.parametrize("adapter", [NoAdapter(), lora()], ids=["all weights", "LoRA with dropout"])
 def test_align_checkpoint_equals_policy_of_shorter_training(tmp_path: Path, adapter: Adapter) -> None:
-    """The final policy is the same as without checkpoints."""
+    """Checkpoints do not change the final policy."""
     sft = policy_folder(tmp_path / "sft")
     summary = run_align(tmp_path / "with", sft, adapter, replace(STEADY, epochs=4), 4)
     assert (summary["steps"], summary["checkpoints"]) == (8, [2, 4, 6])
@@ -84,9 +84,9 @@ def test_fit_killed_and_resumed_has_the_same_snapshots(tmp_path: Path, every: in
     for step in steps:
         expected, resumed = saved(tmp_path / "whole", step), saved(tmp_path, step)
         assert all(torch.equal(resumed[name], value) for name, value in expected.items())
-    moved = [saved(tmp_path, step)["transformer.wte.weight"] for step in steps]
-    assert not torch.equal(moved[0], moved[1])
-    assert not torch.equal(moved[1], moved[2])
+    embeddings = [saved(tmp_path, step)["transformer.wte.weight"] for step in steps]
+    assert not torch.equal(embeddings[0], embeddings[1])
+    assert not torch.equal(embeddings[1], embeddings[2])
 
 
 def test_fit_damaged_snapshot_is_reported_and_rewritten(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -102,7 +102,7 @@ def test_fit_damaged_snapshot_is_reported_and_rewritten(tmp_path: Path, caplog: 
     ("strategy", "adapter"), [("ddp", NoAdapter()), ("fsdp2", NoAdapter()), ("fsdp2", lora(dropout=0.0))]
 )
 @pytest.mark.filterwarnings("ignore")
-def test_fit_two_ranks_write_the_snapshots_of_one(tmp_path: Path, strategy: str, adapter: Adapter) -> None:
+def test_fit_two_ranks_write_the_snapshots_of_one_rank(tmp_path: Path, strategy: str, adapter: Adapter) -> None:
     settings, rows = optim(batch_size=3), groups(7)
     for ranks in (1, 2):
         hardware_config = hardware(devices=ranks, strategy=strategy, max_tokens_per_microbatch=20)

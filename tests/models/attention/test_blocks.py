@@ -1,4 +1,4 @@
-"""Batches of segments without masks: every token occurs once, and padding is bounded."""
+"""Test the segment batches that need no mask: every token occurs once, and at most a quarter of a row is padding."""
 
 import torch
 from hypothesis import given
