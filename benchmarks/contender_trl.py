@@ -1,4 +1,4 @@
-"""TRL's DPOTrainer as a contender, in a separate file because a GPU machine may lack TRL."""
+"""Build a contender from TRL's DPOTrainer. This file is separate because a GPU machine may lack TRL."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""The compared methods of training on K negatives. They take turns on one model."""
+"""Build the contenders: the compared methods of training on K negatives. They take turns on one model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ Batch = Sequence[Group]
 BETA = 0.1
 OBJECTIVE = SelfContrast(
     beta=BETA, label_smoothing=0.0, nll_weight=0.0, length_normalised=False, rank_weights=None
-)  # the paper's
+)  # the paper's objective
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Contender:
     """A compared method of training.
 
     Attributes:
-        model: shared by all contenders except compiled ones.
+        model: the model that it trains. All contenders share one, except compiled contenders.
         attention: transformers' name of the attention, set before this contender's turn.
         step: runs forward and backward pass of the i-th batch, which leaves gradients on the model.
         work: tokens and attended pairs of all batches.
@@ -66,10 +66,11 @@ def ours(
 
 
 def rows(model: Any, batches: Sequence[Batch], chunk_size: int, attention: str, budget: int) -> Contender:
-    """Compute each response with its own copy of the prompt, without padding, in one causal call: a careful trainer.
+    """Compute each response with its own copy of the prompt, without padding, in one causal call.
 
-    It runs this package's code on groups of one response, which share nothing. A micro-batch holds whole groups with
-    the same number of negatives, within `budget` tokens unless one group is larger.
+    This is what a careful trainer does. It is computed by this package's code on groups of one response, which share
+    no prompt. A micro-batch holds complete groups within `budget` tokens, unless one group is larger. All groups must
+    have the same number of negatives.
     """
     use_shared_prompt(model, attention)
     parts = [within(batch, budget, lambda g: rows_work([g]).tokens) for batch in batches]
@@ -130,7 +131,7 @@ class _Padded:
     Attributes:
         ids, attended: [rows, longest].
         prompt: number of prompt tokens, equal in all rows.
-        weights: [pairs] 1 / K of each pair's group: a group's loss is the mean over its negatives.
+        weights: 1 / K of each pair's group, [pairs], because a group's loss is the mean over its negatives.
     """
 
     ids: Tensor

@@ -6,8 +6,8 @@
 
 Both sample the same prompts of the built-in data, in one process, and alternate in every round. Times are CPU seconds
 (of one thread, unless --threads says otherwise), and ratios are medians over the rounds, so a busy machine slows both
-alike. The plain loop goes prompt by prompt, with `num_return_sequences=N`, the same end tokens and the same
-maximal length, until the last of the N ends. Rates count tokens of responses, without padding, per second.
+alike. The plain loop samples prompt by prompt with `num_return_sequences=N`, with the same end tokens and maximal
+length. It samples until the last of the N responses ends. Rates count tokens of responses per second, without padding.
 """
 
 import argparse

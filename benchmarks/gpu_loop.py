@@ -1,6 +1,6 @@
-"""Measure the training loop on a large model: float32 weights, bf16 arithmetic, AdamW, as in `hardware=gpu`.
+"""Measure the training loop on a large model, with float32 weights, bf16 arithmetic and AdamW, as in `hardware=gpu`.
 
-Then measure settings that should make it faster, cumulatively, on a quarter of its layers.
+Then add settings that should make the loop faster, one after another, on a model with a quarter of the layers.
 """
 
 import random
@@ -34,7 +34,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 def training_loop(setting: Setting) -> list[dict[str, Any]]:
-    """Run steps at (P, R, K) = (256, 256, 8), each of four micro-batches; 7B needs about 110 GiB.
+    """Run steps of four micro-batches each, at (P, R, K) = (256, 256, 8). The 7B model needs about 110 GiB.
 
     Losses are meaningless, because the reference is zero.
     """

@@ -29,18 +29,18 @@ OPTIONS: list[dict[str, int | bool]] = [
 
 
 def speeds(
-    case: tuple[int, int, int] | str, ways: Sequence[str], baselines: bool, setting: Setting
+    case: tuple[int, int, int] | str, variants: Sequence[str], baselines: bool, setting: Setting
 ) -> list[dict[str, Any]]:
-    """Time forward and backward pass of one full micro-batch, in bfloat16 weights on a GPU.
+    """Time forward and backward pass of full micro-batches. On a GPU the weights are in bfloat16.
 
     Args:
         case: (P, R, K), or `RAGGED` for lengths like those of hh-rlhf's dialogues with K = 16.
-        ways: variants of this package's step to measure: "varlen", "flex" or "compiled".
+        variants: variants of this package's step to measure: "varlen", "flex" or "compiled".
         baselines: True to measure padded pairs, unpadded rows and TRL, too.
     """
     batches = batches_of(case, setting)
     model = random_model(setting.model, setting.device, torch.float32 if setting.tiny else torch.bfloat16)
-    makers = {f"ours: {way}": _ours(way, batches, model) for way in ways}
+    makers = {f"ours: {variant}": _ours(variant, batches, model) for variant in variants}
     budget = setting.max_tokens_per_microbatch
     with tempfile.TemporaryDirectory() as folder:
         if baselines:
@@ -127,7 +127,7 @@ def _table(timed: list[_Timing], batches: Sequence[Batch], setting: Setting) -> 
 
 
 def batches_of(case: tuple[int, int, int] | str, setting: Setting) -> list[list[Group]]:
-    """Return one micro-batch of random groups, or three of ragged groups, because these differ."""
+    """Return one micro-batch of random groups, or three of ragged groups, because ragged micro-batches differ."""
     draw, vocabulary = random.Random(0), MODELS[setting.model].vocab_size
     if case == RAGGED:
         groups = ragged_groups(24 if setting.tiny else 96, 2 if setting.tiny else 16, vocabulary, draw, setting.tiny)
@@ -150,9 +150,9 @@ def ragged_groups(count: int, negatives: int, vocabulary: int, draw: random.Rand
     return [group() for _ in range(count)]
 
 
-def _ours(way: str, batches: Sequence[Batch], model: Any) -> Callable[[], Contender]:
-    compiled = way == "compiled"
-    return lambda: ours(model, batches, CHUNK, "varlen" if compiled else way, compiled)
+def _ours(variant: str, batches: Sequence[Batch], model: Any) -> Callable[[], Contender]:
+    compiled = variant == "compiled"
+    return lambda: ours(model, batches, CHUNK, "varlen" if compiled else variant, compiled)
 
 
 def _trl() -> Callable[..., Contender] | None:

@@ -5,8 +5,8 @@
 Other arguments are overrides of train.py. The job is computed once without tracking. Then it runs from the store,
 alternately with W&B (offline) and without tracking. A cached job logs everything to W&B again (metrics of every step,
 tables, artifacts, files), so the difference is the cost of logging, without the noise of training. W&B also monitors
-the machine while a job runs; this is measured on a run that idles for a minute. It needs Linux, which can count
-processes that outlive their parent.
+the machine while a job runs. The cost of monitoring is measured on a run that idles for a minute. This script needs
+Linux, which can count processes that outlive their parent.
 """
 
 import argparse

@@ -1,1 +1,1 @@
-"""Real text that a small model answers often, with an exact verifier: the second largest number of a GSM8K problem."""
+"""Build data that a small model can learn from, with real text and an exact verifier: numbers in GSM8K problems."""

@@ -49,9 +49,9 @@ def run_once(name: str, attention_name: str, checkpointing: Any) -> tuple[Tensor
     return gradient, counted
 
 
-# `full` and `selective` are the matrix products per layer that each kind of checkpointing recomputes. Full checkpointing
-# recomputes all except the last, whose result the backward pass does not need. Selective checkpointing recomputes those
-# of an MLP that is wider than attention (qwen3's is not), and gpt2's joint product for queries, keys and values.
+# `full` and `selective` are the numbers of matrix products per layer that each kind of checkpointing recomputes. Full
+# checkpointing recomputes all except the last, whose result the backward pass does not need. Selective checkpointing
+# recomputes those of an MLP wider than attention (qwen3's is not) and gpt2's joint product of queries, keys and values.
 @pytest.mark.parametrize(("name", "full", "selective"), [("llama", 6, 2), ("qwen3", 6, 0), ("gpt2", 3, 2)])
 @pytest.mark.parametrize(
     ("attention_name", "attention"),
