@@ -97,7 +97,7 @@ def pairs(model: Any, batches: Sequence[Batch], lean: bool, budget: int) -> Cont
     """Compute 2K padded rows per group. Equally long prompts share a micro-batch, within `budget` tokens."""
     model.set_attn_implementation("sdpa")
     by_length = [[list(part) for _, part in groupby(batch, lambda g: len(g.prompt))] for batch in batches]
-    parts = [[part for same in batch for part in within(same, budget, padded_tokens)] for batch in by_length]
+    parts = [[part for groups in batch for part in within(groups, budget, padded_tokens)] for batch in by_length]
     inputs = [[_Padded.of(part, model.device) for part in batch] for batch in parts]
 
     def log_probs(rows: _Padded) -> Tensor:

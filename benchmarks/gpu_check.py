@@ -5,7 +5,7 @@
 
 It needs torch, transformers and lightning; TRL is a baseline if it is installed. Steps run in the order of their value,
 and the results file is written after each, so an interruption keeps all finished steps. A failed or too slow step is
-recorded, and the next one runs. Every timing has its baselines in the same step:
+recorded, and the next one runs. The steps "speed" also measure the baselines:
 
 - pairs: 2K padded rows per prompt, SDPA, logits of response positions only;
 - unpadded rows: each response with its own copy of the prompt, in one causal variable-length call, without padding;

@@ -48,8 +48,8 @@ def speeds(
             makers[PAIRS] = lambda: pairs(model, batches, lean=True, budget=budget)
             if (trl := _trl()) is not None:
                 makers["TRL"] = lambda: trl(model, batches, folder, False, budget)
-        timed = [_Timing.of(name, make, len(batches), setting.rounds) for name, make in makers.items()]
-        return _table(timed, batches, setting)
+        timings = [_Timing.of(name, make, len(batches), setting.rounds) for name, make in makers.items()]
+        return _table(timings, batches, setting)
 
 
 def kernel_options(setting: Setting) -> list[dict[str, Any]]:
@@ -62,10 +62,10 @@ def kernel_options(setting: Setting) -> list[dict[str, Any]]:
             torch._dynamo.reset()
             flex._compiled.cache_clear()
             flex.KERNEL_OPTIONS = options
-            timed = _Timing.of(
+            timing = _Timing.of(
                 str(options or "torch's own"), _ours("flex", batches, model), len(batches), setting.rounds
             )
-            table += _table([timed], batches, setting)
+            table += _table([timing], batches, setting)
     finally:
         flex.KERNEL_OPTIONS = before
     return table
@@ -100,15 +100,15 @@ class _Timing:
         return timing
 
 
-def _table(timed: list[_Timing], batches: Sequence[Batch], setting: Setting) -> list[dict[str, Any]]:
+def _table(timings: list[_Timing], batches: Sequence[Batch], setting: Setting) -> list[dict[str, Any]]:
     groups = flat(batches)
     packed_tokens = packed_work(groups).tokens
     bounds = {
         ROWS: rows_work(groups).tokens / packed_tokens,
         PAIRS: pairs_work(groups, every_position=False).tokens / packed_tokens,
     }
-    first, table = timed[0], []
-    for timing in timed:
+    first, table = timings[0], []
+    for timing in timings:
         row: dict[str, Any] = {"contender": timing.name, "failure": timing.failure}
         if timing.failure is None:
             bound, ratio = bounds.get(timing.name), timing.median / first.median if first.median else None

@@ -233,26 +233,26 @@ def _difference(experiment: Experiment, first: Condition, second: Condition) -> 
     return f"{first.name} minus {second.name}, at {first.decoding}", {first: 1.0, second: -1.0}
 
 
-def _k_of(experiment: Experiment, name: str) -> int:
+def _largest_k(experiment: Experiment, name: str) -> int:
     """Return the largest K of another method; 0 if it has no results."""
     return max((r.negatives for r in experiment.results if method(r) == name), default=0)
 
 
 def _against_method(name: str) -> Callable[[Experiment], Contrast | None]:
-    return lambda experiment: _against(experiment, name, _k_of(experiment, name))
+    return lambda experiment: _against(experiment, name, _largest_k(experiment, name))
 
 
-def _sft(experiment: Experiment) -> Contrast | None:
+def _against_sft(experiment: Experiment) -> Contrast | None:
     return _against(experiment, BASELINE, 0)
 
 
-def _sharpest(experiment: Experiment) -> Contrast | None:
+def _against_sharpest_sft(experiment: Experiment) -> Contrast | None:
     """Compare with SFT at the sharpest decoding, where a sharper policy has no advantage."""
     sharpest = min(experiment.decodings, key=lambda name: experiment.temperature[name])
     return None if sharpest == experiment.decodings[0] else _against(experiment, BASELINE, 0, sharpest)
 
 
-def _rise(experiment: Experiment) -> Contrast | None:
+def _rise_with_k(experiment: Experiment) -> Contrast | None:
     """Return the rise from the smallest to the largest K along the least-squares line of score on log2 K."""
     ks = experiment.ks
     if len(ks) < 2:
@@ -264,7 +264,7 @@ def _rise(experiment: Experiment) -> Contrast | None:
     return f"rise from K={ks[0]} to K={ks[-1]} along a line in log K, at {decoding}", weights
 
 
-def _same_k(name: str) -> Callable[[Experiment], Contrast | None]:
+def _against_same_k(name: str) -> Callable[[Experiment], Contrast | None]:
     """Subtract another method at the largest K that both have."""
 
     def contrast(experiment: Experiment) -> Contrast | None:
@@ -278,13 +278,13 @@ def _same_k(name: str) -> Callable[[Experiment], Contrast | None]:
 
 
 CLAIMS: list[tuple[str, Callable[[Experiment], Contrast | None]]] = [
-    ("Self-Contrast beats SFT", _sft),
+    ("Self-Contrast beats SFT", _against_sft),
     ("Self-Contrast beats standard DPO", _against_method(DPO_STD)),
-    ("it grows with K", _rise),
-    ("the filter helps", _same_k(NO_FILTER)),
-    ("control: it is not merely fewer candidates", _same_k(AT_RANDOM)),
+    ("it grows with K", _rise_with_k),
+    ("the filter helps", _against_same_k(NO_FILTER)),
+    ("control: it is not merely fewer candidates", _against_same_k(AT_RANDOM)),
     ("control: it is not merely more training", _against_method(CONTINUED)),
-    ("control: it is not merely sharper", _sharpest),
+    ("control: it is not merely sharper", _against_sharpest_sft),
     ("control: more negatives are not merely more tokens on the same prompts", _against_method(EQUAL_TOKENS)),
 ]
 

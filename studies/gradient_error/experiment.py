@@ -64,7 +64,7 @@ def run(parts: Parts, settings: GradientError, config: Mapping[str, Any]) -> The
             response is not the target.
     """
     if not isinstance(parts.generator, Generation):
-        raise UserError("generator: the theory needs many samples per prompt. Use generator=hf or vllm.")
+        raise UserError("generator: the theory needs many samples per prompt. Use generator=hf or generator=vllm.")
     if not isinstance(parts.objective, Contrast):
         raise UserError("objective: the theory needs a preference loss. Use objective=self_contrast.")
     if parts.chosen.candidate:

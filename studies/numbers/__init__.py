@@ -1,1 +1,1 @@
-"""Build data that a small model can learn from, with real text and an exact verifier: numbers in GSM8K problems."""
+"""Build data of real text that a small model often answers right, with an exact verifier: numbers in GSM8K problems."""

@@ -203,7 +203,7 @@ def test_self_check_passes_and_restores_training_mode() -> None:
 
 def test_self_check_different_values_raise() -> None:
     class ShiftedLogits(LlamaForCausalLM):
-        """A model whose plain forward pass adds 1 to one logit. Packed rows go through `model` and are unaffected."""
+        """A model whose plain forward pass adds 1 to one logit. Packed rows skip this pass, so they are unaffected."""
 
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             output = super().forward(*args, **kwargs)

@@ -101,7 +101,7 @@ def test_model_without_layout_is_unchanged() -> None:
     assert torch.equal(model.generate(prompt, **settings), plain.generate(prompt, **settings))  # type: ignore[operator]
 
 
-def test_shared_prompt_makes_no_tensor_of_squared_row_length() -> None:
+def test_shared_prompt_creates_no_tensor_of_row_length_squared() -> None:
     model = tiny(CONFIGS["llama"])
     use_shared_prompt(model)
     packed = pack([Group("a", [1] * 20, [2] * 20, [[3] * 20] * 30)])  # T = 640

@@ -89,7 +89,7 @@ def test_start_damaged_file_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_tokenizer_splits_digits_first(text: str, pieces: list[str]) -> None:
-    """The file's setting tokenizer.ggml.pre=smollm requires this order. transformers would split white space first."""
+    """The file's setting tokenizer.ggml.pre=smollm requires this. transformers would split white space first."""
     assert SMOLLM2.tokenizer().tokenize(text) == pieces
 
 

@@ -111,11 +111,11 @@ def test_lm_eval_of_a_model_with_soft_caps_equals_eager_attention(tmp_path: Path
 def test_encoder_with_soft_caps_equals_eager_attention(text: str, tmp_path: Path) -> None:
     save_model(tmp_path / "plain", Gemma2Model)
 
-    def built(attention: str) -> SentenceTransformer:
+    def build_encoder(attention: str) -> SentenceTransformer:
         layer = Transformer(str(tmp_path / "plain"), model_kwargs={"attn_implementation": attention})
         return SentenceTransformer(modules=[layer, Pooling(32, "mean")], device="cpu")
 
-    built("sdpa").save(str(tmp_path / "encoder"))
+    build_encoder("sdpa").save(str(tmp_path / "encoder"))
     encoder = SentenceEncoder(
         str(tmp_path / "encoder"),
         None,
@@ -130,5 +130,5 @@ def test_encoder_with_soft_caps_equals_eager_attention(text: str, tmp_path: Path
     )
     with encoder.open("cpu") as encode:
         actual = encode([text])
-    eager, sdpa = (built(name).encode([text], normalize_embeddings=True) for name in ("eager", "sdpa"))
+    eager, sdpa = (build_encoder(name).encode([text], normalize_embeddings=True) for name in ("eager", "sdpa"))
     assert_equals_eager(actual, eager, sdpa)

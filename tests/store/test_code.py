@@ -59,7 +59,7 @@ def test_code_of_modules_without_files_is_empty() -> None:
     assert code_of(["__main__", "sys", "json.nothing", "no_such_package.module"]) == {}
 
 
-def test_code_of_type_checking_imports_is_empty(shop: Path) -> None:
+def test_code_of_omits_type_checking_imports(shop: Path) -> None:
     (shop / "tax.py").write_text(
         "from typing import TYPE_CHECKING\n"
         "if TYPE_CHECKING:\n    from shop import till\nelse:\n    from shop import prices\n"
@@ -238,11 +238,11 @@ def test_get_input_recomputed_meanwhile_raises(tmp_path: Path) -> None:
     store = Store(tmp_path)
     first, *_ = chain(store)
 
-    def overtaken(folder: Path) -> None:
+    def recompute_input(folder: Path) -> None:
         chain(Store(tmp_path), "two", FUTURE)
 
     with pytest.raises(UserError, match="another process recomputed its input"):
-        store.get(Stage("fourth", 1, {}, {"input": first}, overtaken))
+        store.get(Stage("fourth", 1, {}, {"input": first}, recompute_input))
     assert not [file for file in tmp_path.glob("fourth/*") if "." not in file.name]
 
 

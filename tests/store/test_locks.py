@@ -47,7 +47,7 @@ def test_locked_if_free_does_not_wait(tmp_path: Path) -> None:
     assert all_locks(tmp_path) == [("stage", KEY)]
 
 
-def _wait_for(root: Path, waits: Any, entered: Any, leave: Any) -> None:
+def _wait_and_hold_lock(root: Path, waits: Any, entered: Any, leave: Any) -> None:
     waits.set()
     with locked(root, "stage", KEY):
         entered.set()
@@ -57,7 +57,7 @@ def _wait_for(root: Path, waits: Any, entered: Any, leave: Any) -> None:
 def test_lock_removed_while_a_process_waits_still_excludes(tmp_path: Path) -> None:
     """The waiting process must not end up with a lock on the deleted file."""
     waits, entered, leave = fork.Event(), fork.Event(), fork.Event()
-    waiting = fork.Process(target=_wait_for, args=(tmp_path, waits, entered, leave))
+    waiting = fork.Process(target=_wait_and_hold_lock, args=(tmp_path, waits, entered, leave))
     with locked_if_free(tmp_path, "stage", KEY) as free:
         assert free
         waiting.start()

@@ -64,7 +64,7 @@ def delete_all(used_store: UsedStore, query: PruneQuery) -> list[bool]:
     return [delete(used_store.root, e, query.used) for e in choose(Catalog.read(used_store.root), query)]
 
 
-def test_delete_keeps_other_entries_intact_and_no_leftovers(used_store: UsedStore) -> None:
+def test_delete_keeps_other_entries_intact_and_leaves_no_traces(used_store: UsedStore) -> None:
     assert delete_all(used_store, PruneQuery()) == [True] * 3
     sweep(used_store.root)
     remaining = Catalog.read(used_store.root)

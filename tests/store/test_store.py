@@ -39,19 +39,19 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-def reordered(value: Any) -> Any:
+def reverse_keys(value: Any) -> Any:
     """Return equal JSON, with the keys of every object in the opposite order."""
     if isinstance(value, dict):
-        return {key: reordered(value[key]) for key in reversed(value)}
-    return [reordered(item) for item in value] if isinstance(value, list) else value
+        return {key: reverse_keys(value[key]) for key in reversed(value)}
+    return [reverse_keys(item) for item in value] if isinstance(value, list) else value
 
 
-def same(a: Any, b: Any) -> bool:
+def equal_json(a: Any, b: Any) -> bool:
     """Compare JSON values. Unlike ==, it tells 1, 1.0 and True apart, and 0.0 and -0.0."""
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+        return a.keys() == b.keys() and all(equal_json(a[k], b[k]) for k in a)
     if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(same, a, b))
+        return len(a) == len(b) and all(map(equal_json, a, b))
     return type(a) is type(b) and repr(a) == repr(b)
 
 
@@ -62,13 +62,13 @@ def same(a: Any, b: Any) -> bool:
 def test_canonical_is_independent_of_order_and_reversible(
     settings: dict[str, Any],
 ) -> None:
-    assert canonical(settings) == canonical(reordered(settings))
-    assert same(json.loads(canonical(settings)), settings)
+    assert canonical(settings) == canonical(reverse_keys(settings))
+    assert equal_json(json.loads(canonical(settings)), settings)
 
 
 @given(Settings, Settings)
 def test_canonical_differs_for_different_settings(a: dict[str, Any], b: dict[str, Any]) -> None:
-    assert (canonical(a) == canonical(b)) == same(a, b)
+    assert (canonical(a) == canonical(b)) == equal_json(a, b)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, Path("x"), b"x"])
@@ -242,16 +242,16 @@ def test_get_different_artifacts_do_not_wait(store: Store, hanging: Any) -> None
     assert hanging.is_alive()
 
 
-def _dies_at(root: Path, function: str, call: int) -> None:
+def _compute_until_killed(root: Path, function: str, call: int) -> None:
     """Compute the artifact, but kill this process at the `call`-th call of `function` in `os`."""
     original, calls = getattr(os, function), iter(range(call))
 
-    def dying(*args: Any, **kwargs: Any) -> Any:
+    def kill_or_call(*args: Any, **kwargs: Any) -> Any:
         if next(calls) == call - 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*args, **kwargs)
 
-    setattr(os, function, dying)
+    setattr(os, function, kill_or_call)
     Store(root).get(Stage("stage", 1, {}, {}, _with_shard))
 
 
@@ -269,10 +269,10 @@ def _with_shard(folder: Path) -> Mapping[str, Any]:
 def test_get_killed_while_publishing_recomputes_nothing_finished(
     store: Store, function: str, call: int, done: bool
 ) -> None:
-    dying = fork.Process(target=_dies_at, args=(store.root, function, call))
-    dying.start()
-    dying.join(60)
-    assert dying.exitcode == -signal.SIGKILL
+    process = fork.Process(target=_compute_until_killed, args=(store.root, function, call))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
     assert not list(store.root.glob(f"stage/{20 * '?'}"))
     if done:
         artifact = store.get(Stage("stage", 1, {}, {}, never))

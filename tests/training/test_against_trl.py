@@ -42,7 +42,7 @@ class RecordingTrainer(DPOTrainer):
 
 
 def ordered_pairs(settings: OptimConfig) -> list[Group]:
-    """Return the pairs in the ordered_pairs of `Steps`. TRL trains on them once, in this ordered_pairs."""
+    """Return the pairs in the order in which `Steps` trains on them. TRL trains on each once, in the same order."""
     steps = StepData(GROUPS, [], settings, hardware(), seed=3).steps()
     assert len(GROUPS) % settings.batch_size == 0
     return [GROUPS[i] for step in range(len(steps)) for i in steps.indices(step)]

@@ -65,7 +65,7 @@ def padded(rows: list[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
     }
 
 
-def summed(model: Any, rows: list[tuple[list[int], list[int]]]) -> Tensor:
+def plain_log_probs(model: Any, rows: list[tuple[list[int], list[int]]]) -> Tensor:
     """Return log p(response | prompt) of each row [B], from plain forward passes."""
     sums = []
     for prompt, response in rows:
@@ -122,13 +122,13 @@ def test_supervised_loss_and_gradient_equal_transformers() -> None:
 def test_dpo_loss_and_gradient_equal_the_papers_formula(negatives: int) -> None:
     batch, policy, plain, before = groups(4, negatives), llama(1), llama(1), llama(2)
     with torch.no_grad():
-        stored = {g.id: summed(before, [(g.prompt, r) for r in g.responses]) for g in batch}
+        stored = {g.id: plain_log_probs(before, [(g.prompt, r) for r in g.responses]) for g in batch}
     module = dpo(policy, stored)
     step = as_step(batch)
     losses, _ = module.losses(step.microbatches[0])
     expected = []
     for g in batch:
-        reward = 0.1 * (summed(plain, [(g.prompt, r) for r in g.responses]) - stored[g.id])
+        reward = 0.1 * (plain_log_probs(plain, [(g.prompt, r) for r in g.responses]) - stored[g.id])
         expected.append(torch.stack([-torch.log(1 / (1 + torch.exp(-(reward[0] - r)))) for r in reward[1:]]).mean())
     torch.testing.assert_close(losses, torch.stack(expected), atol=1e-5, rtol=1e-4)
     torch.autograd.backward([losses.sum() / module.total(step), torch.stack(expected).mean()])
@@ -174,7 +174,7 @@ def test_dpo_metrics_equal_hand_computation() -> None:
     batch = [Group("a", [1, 2], [3, 4], [[5], [6, 7, 8]]), Group("b", [9], [10, 11, 12, 13], [[14, 15]])]
     policy = llama()
     with torch.no_grad():
-        logps = {g.id: summed(policy, [(g.prompt, r) for r in g.responses]) for g in batch}
+        logps = {g.id: plain_log_probs(policy, [(g.prompt, r) for r in g.responses]) for g in batch}
     # policy minus reference, target first
     change = {"a": torch.tensor([1.0, -2.0, 3.0]), "b": torch.tensor([-1.0, -4.0])}
     module = dpo(policy, {name: logps[name] - change[name] for name in logps})
@@ -215,8 +215,8 @@ def test_dpo_metrics_over_ragged_microbatches_equal_plain_loop() -> None:
     filler = [replace(g, id=f"2{g.id}") for g in parts[2]]
     policy, before = llama(1), llama(2)
     with torch.no_grad():
-        stored = {g.id: summed(before, [(g.prompt, r) for r in g.responses]) for g in [*batch, *filler]}
-        now = {g.id: summed(policy, [(g.prompt, r) for r in g.responses]).tolist() for g in batch}
+        stored = {g.id: plain_log_probs(before, [(g.prompt, r) for r in g.responses]) for g in [*batch, *filler]}
+        now = {g.id: plain_log_probs(policy, [(g.prompt, r) for r in g.responses]).tolist() for g in batch}
     module = dpo(policy, stored)
     module._trainer = SimpleNamespace(world_size=1)  # type: ignore[assignment]
     microbatches = [
@@ -283,7 +283,7 @@ def test_dpo_unused_ranks_of_reference_do_not_change_loss() -> None:
     assert torch.equal(wide.losses(part)[0], narrow.losses(part)[0])
 
 
-def test_total_is_groups_for_dpo_and_target_tokens_for_sft() -> None:
+def test_total_counts_groups_for_dpo_and_target_tokens_for_sft() -> None:
     step = as_step(groups(5, negatives=1))
     assert dpo(llama(), {}).total(step) == 5
     supervised = SupervisedFineTuning(llama(), optim(), 6, 7, lambda record: None)

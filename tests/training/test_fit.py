@@ -191,7 +191,7 @@ SWEPO_OBJECTIVE = SWEPO(beta=0.1, alpha=1.0, power=1, nll_weight=0.0, length_nor
     "objective", [self_contrast(0.1), SWEPO_OBJECTIVE, DFT(tau=1.0)], ids=["pairs", "scores", "sampler"]
 )
 def test_fit_two_ranks_have_the_metrics_of_one_rank(tmp_path: Path, objective: Objective) -> None:
-    """Only one group has a steps_with_rank_3 negative, so one rank lacks that column."""
+    """Only one group has a third negative, so one of two ranks lacks the column of rank 3."""
     rows = [
         replace(group, negatives=group.negatives[:count])
         for group, count in zip(groups(6, negatives=3), (1, 2, 1, 3, 2, 1), strict=True)

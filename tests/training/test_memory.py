@@ -23,7 +23,7 @@ from tiny import groups, hardware, llama, optim
 MIXED = {"precision": "bf16-mixed", "logits_chunk": 64}
 
 
-def peak(policy: Any, tokens: int) -> float:
+def peak_bytes(policy: Any, tokens: int) -> float:
     """Return the peak bytes of a forward and backward pass, measured by torch's MemTracker."""
     policy.zero_grad()
     part = [1] * (tokens // 3)
@@ -43,7 +43,7 @@ def test_bytes_per_token_is_near_measured_peak(checkpointing: Any) -> None:
     use_shared_prompt(policy, "blocks")
     expected = bytes_per_token(policy, hardware(gradient_checkpointing=checkpointing, **MIXED))
     assert policy.is_gradient_checkpointing == bool(checkpointing)
-    measured = (peak(policy, 384) - peak(policy, 192)) / 192
+    measured = (peak_bytes(policy, 384) - peak_bytes(policy, 192)) / 192
     assert 0.5 * expected <= measured <= 1.25 * expected
 
 

@@ -44,7 +44,7 @@ def score(folder: Path, scoring: Scoring) -> None:
     score_reference(folder, Local(3, 1), scoring, GROUPS, "cpu")
 
 
-def plain(group: Group, response: list[int]) -> list[float]:
+def log_probs_of(group: Group, response: list[int]) -> list[float]:
     """Return the log-probabilities of a response's tokens, computed in a separate row."""
     with torch.no_grad():
         logits = llama()(torch.tensor([group.prompt + response])).logits[0].log_softmax(-1)
@@ -58,7 +58,7 @@ def test_score_reference_equals_plain_forward(tmp_path: Path, policy: Path, max_
     summed = read_reference(tmp_path)
     assert rows.keys() == summed.keys() == {group.id for group in GROUPS}
     for group in GROUPS:
-        expected = [plain(group, response) for response in group.responses]
+        expected = [log_probs_of(group, response) for response in group.responses]
         for log_probs, plain_log_probs in zip(rows[group.id], expected, strict=True):
             assert log_probs == pytest.approx(plain_log_probs, abs=1e-4)
         assert summed[group.id].tolist() == pytest.approx([sum(log_probs) for log_probs in expected], abs=1e-4)
@@ -121,7 +121,7 @@ def test_score_in_microbatches_two_ranks_cover_every_group() -> None:
     scores = score_in_microbatches(policy, steps, hardware_config)
     assert scores.keys() == {group.id for group in GROUPS}
     for group in GROUPS:
-        expected = [sum(plain(group, response)) for response in group.responses]
+        expected = [sum(log_probs_of(group, response)) for response in group.responses]
         assert scores[group.id].tolist() == pytest.approx(expected, abs=1e-4)
 
 

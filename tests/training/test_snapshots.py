@@ -27,7 +27,7 @@ from tiny import groups, hardware, lora, optim, policy_folder
 STEADY = optim(schedule="constant", warmup_ratio=0.0, batch_size=2)  # an update does not depend on the number of steps
 
 
-def saved(folder: Path, step: int) -> dict[str, Tensor]:
+def load_snapshot(folder: Path, step: int) -> dict[str, Tensor]:
     return dict(torch.load(snapshot(folder, step), weights_only=True))
 
 
@@ -82,9 +82,9 @@ def test_fit_killed_and_resumed_has_the_same_snapshots(tmp_path: Path, every: in
     run_training(tmp_path, settings, kill_at, snapshots=steps, checkpoint_every=every)
     run_training(tmp_path, settings, snapshots=steps, checkpoint_every=every)
     for step in steps:
-        expected, resumed = saved(tmp_path / "whole", step), saved(tmp_path, step)
+        expected, resumed = load_snapshot(tmp_path / "whole", step), load_snapshot(tmp_path, step)
         assert all(torch.equal(resumed[name], value) for name, value in expected.items())
-    embeddings = [saved(tmp_path, step)["transformer.wte.weight"] for step in steps]
+    embeddings = [load_snapshot(tmp_path, step)["transformer.wte.weight"] for step in steps]
     assert not torch.equal(embeddings[0], embeddings[1])
     assert not torch.equal(embeddings[1], embeddings[2])
 
@@ -95,7 +95,7 @@ def test_fit_damaged_snapshot_is_reported_and_rewritten(tmp_path: Path, caplog: 
     snapshot(tmp_path, 2).write_bytes(good[:1000])
     run_training(tmp_path, optim(), snapshots=(2,), checkpoint_every=3)
     assert "step-2.weights is damaged" in caplog.text
-    assert saved(tmp_path, 2).keys()
+    assert load_snapshot(tmp_path, 2).keys()
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_fit_two_ranks_write_the_snapshots_of_one_rank(tmp_path: Path, strategy:
         )
         assert fit(module, data, tmp_path / str(ranks), "test")
     for step in data.snapshots:
-        weights, other_weights = (saved(tmp_path / str(ranks), step) for ranks in (1, 2))
+        weights, other_weights = (load_snapshot(tmp_path / str(ranks), step) for ranks in (1, 2))
         assert weights.keys() == other_weights.keys()
         for name, value in weights.items():
             torch.testing.assert_close(other_weights[name], value, atol=1e-9, rtol=1e-9)

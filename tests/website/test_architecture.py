@@ -13,20 +13,20 @@ BLOCKS = re.findall(r"```\n(.*?)```", TEXT, re.DOTALL)
 CHAIN = [line.split(maxsplit=2) for line in BLOCKS[3].splitlines()]
 
 
-def listed(block: str) -> set[str]:
+def names_in(block: str) -> set[str]:
     return {line.split()[0].rstrip("/") for line in block.splitlines()}
 
 
-def on_disk(folder: str) -> set[str]:
+def modules_in(folder: str) -> set[str]:
     return {path.name for path in (ROOT / folder).iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
 
 
 def test_module_list_names_every_module_of_the_package() -> None:
-    assert listed(BLOCKS[1]) == on_disk("src/selfcontrast") - {"__init__.py"}
+    assert names_in(BLOCKS[1]) == modules_in("src/selfcontrast") - {"__init__.py"}
 
 
 def test_study_list_names_every_study() -> None:
-    assert listed(BLOCKS[2]) == on_disk("studies") - {"__init__.py"}
+    assert names_in(BLOCKS[2]) == modules_in("studies") - {"__init__.py"}
 
 
 def test_module_list_has_the_order_of_the_checked_layers() -> None:

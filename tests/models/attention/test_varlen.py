@@ -93,7 +93,9 @@ def test_plan_is_built_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(calls) == 4  # each of the two calls computes the ends of its queries and of its keys
 
 
-def separate(query: Tensor, key: Tensor, value: Tensor, ends: tuple[list[int], list[int]], causal: bool) -> Tensor:
+def attend_separately(
+    query: Tensor, key: Tensor, value: Tensor, ends: tuple[list[int], list[int]], causal: bool
+) -> Tensor:
     """Attend within each sequence with torch's attention."""
     parts = []
     for i in range(len(ends[0]) - 1):
@@ -115,7 +117,7 @@ def test_reference_equals_autograd(causal: bool) -> None:
         for count, heads in ((ends[0][-1], 4), (ends[1][-1], 2), (ends[1][-1], 2))
     ]
     cumulative = [torch.tensor(e, dtype=torch.int32) for e in ends]
-    expected = separate(*inputs, ends, causal)
+    expected = attend_separately(*inputs, ends, causal)
     grad = torch.randn(expected.shape, generator=draw, dtype=torch.float64)
     detached = [x.detach() for x in inputs]
     output, lse = varlen_reference.forward(*detached, *cumulative, causal, None)

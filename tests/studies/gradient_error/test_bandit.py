@@ -25,7 +25,7 @@ SMALL = Bandit(
 )
 
 
-def autograd(bandit: Bandit, target: int, negatives: tuple[int, ...]) -> np.ndarray:
+def autograd_gradient(bandit: Bandit, target: int, negatives: tuple[int, ...]) -> np.ndarray:
     """Return the gradient of the real objective for one target and these negatives."""
     objective = self_contrast(bandit.beta)
     theta = torch.tensor(bandit.logits, requires_grad=True)
@@ -41,7 +41,7 @@ def autograd(bandit: Bandit, target: int, negatives: tuple[int, ...]) -> np.ndar
 def test_gradients_match_autograd_of_the_objective() -> None:
     table = SETTINGS.build()
     for a, b in product(range(8), range(8)):
-        np.testing.assert_allclose(table.gradients[a, b], autograd(table, a, (b,)), atol=1e-12)
+        np.testing.assert_allclose(table.gradients[a, b], autograd_gradient(table, a, (b,)), atol=1e-12)
 
 
 def enumerate_error(bandit: Bandit, positives: int, negatives: int, crossed: bool) -> float:
@@ -54,7 +54,7 @@ def enumerate_error(bandit: Bandit, positives: int, negatives: int, crossed: boo
             if probability == 0:
                 continue
             groups = [drawn if crossed else drawn[i * negatives : (i + 1) * negatives] for i in range(positives)]
-            estimate = np.mean([autograd(bandit, a, b) for a, b in zip(targets, groups, strict=True)], axis=0)
+            estimate = np.mean([autograd_gradient(bandit, a, b) for a, b in zip(targets, groups, strict=True)], axis=0)
             total += probability * np.square(estimate - bandit.gradient).sum()
     return total
 

@@ -117,7 +117,7 @@ def test_sizes_prefer_explicit_values_and_stored_candidates() -> None:
     examples = [example(str(i), "x" * 16, "y" * 24) for i in range(7)]
     evaluated = [example(str(i), "x", "y") for i in range(5)]
     planned = Planned(
-        assembled(settings, examples, evaluated),
+        with_splits(settings, examples, evaluated),
         [step("generate", summary={"tokens_per_response": 9.5}), step("align")],
         "",
     )
@@ -131,7 +131,7 @@ def test_sizes_prefer_explicit_values_and_stored_candidates() -> None:
     assert (unreadable.prompts, unreadable.prompt_tokens) == (None, None)
 
 
-def assembled(settings: Any, train: list[Any], test: list[Any]) -> Any:
+def with_splits(settings: Any, train: list[Any], test: list[Any]) -> Any:
     return replace(settings, splits={"train": train, "validation": [], "test": test})
 
 
