@@ -157,13 +157,13 @@ def padded_tokens(group: Group) -> int:
 def within(groups: Batch, budget: int, tokens: Callable[[Group], int]) -> list[list[Group]]:
     """Split consecutive groups into parts within `budget` tokens, unless one group is larger."""
     parts: list[list[Group]] = []
-    used = budget
+    tokens_in_part = budget
     for group in groups:
-        if used + tokens(group) > budget:
+        if tokens_in_part + tokens(group) > budget:
             parts.append([])
-            used = 0
+            tokens_in_part = 0
         parts[-1].append(group)
-        used += tokens(group)
+        tokens_in_part += tokens(group)
     return parts
 
 

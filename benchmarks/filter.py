@@ -83,8 +83,8 @@ def write_vectors(folder: Path, prompts: int, dimensions: int) -> None:
     """Write random vectors of the stored candidates and of every prompt's target."""
     rng = np.random.default_rng(1)
     schema = pa.schema({"embedding": pa.list_(pa.float16(), dimensions), "text": pa.uint64()})
-    with pq.ParquetFile(folder / "candidates.parquet") as written:
-        batches = (batch["text"].to_pylist() for batch in written.iter_batches(ROWS, columns=["text"]))
+    with pq.ParquetFile(folder / "candidates.parquet") as candidates:
+        batches = (batch["text"].to_pylist() for batch in candidates.iter_batches(ROWS, columns=["text"]))
         targets = ([TARGET] * min(ROWS, prompts - begin) for begin in range(0, prompts, ROWS))
         for file, blocks in ((TARGETS, targets), (CANDIDATES, whole_blocks(batches))):
             with pa.ipc.new_file(str(folder / file), schema) as writer:

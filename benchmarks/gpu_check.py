@@ -164,11 +164,11 @@ def main() -> None:
     run(Setting.on(device), args.output, args.seconds, results)
     print(f"results: {args.output}")
     failed = [name for name, step in results["steps"].items() if "error" in step]
-    wrong = [
+    outside_limits = [
         name for name, step in results["steps"].items() if not all(r.get("ok", True) for r in step.get("rows", []))
     ]
-    if failed or wrong:
-        sys.exit(f"failed: {', '.join(failed) or 'none'}; outside their limits: {', '.join(wrong) or 'none'}")
+    if failed or outside_limits:
+        sys.exit(f"failed: {', '.join(failed) or 'none'}; outside their limits: {', '.join(outside_limits) or 'none'}")
 
 
 if __name__ == "__main__":

@@ -85,8 +85,10 @@ def main() -> None:
     for name, head in HEADS.items():
         with head():
             policy = scores(model, training, 4)
-            other, same = (margin_std(policy, scores(model, *case)) for case in ((stored, 8), (training, 4)))
-        print(f"head {name}: stored scores {other:.4f}, training's own micro-batches {same:.4f}")
+            from_stored, from_training = (
+                margin_std(policy, scores(model, *case)) for case in ((stored, 8), (training, 4))
+            )
+        print(f"head {name}: stored scores {from_stored:.4f}, training's micro-batches {from_training:.4f}")
 
 
 if __name__ == "__main__":

@@ -181,8 +181,8 @@ def confounded(
     for model in models:
         lengths = np.exp(rng.normal(6.8, 0.2, (prompts, each))) + 300 * rng.normal(size=(prompts, each))
         lengths -= opponent[:, None]
-        chance = expit(model + np.tanh(lengths / 1000) + difficulty[:, None])
-        outcomes = (rng.random((prompts, each)) < chance).astype(float)
+        probability = expit(model + np.tanh(lengths / 1000) + difficulty[:, None])
+        outcomes = (rng.random((prompts, each)) < probability).astype(float)
         pairs.append(OutcomePairs(outcomes.ravel(), lengths.ravel(), labels, labels))
     return pairs, difficulty
 
@@ -275,13 +275,13 @@ def claims(scale: float, sizes: Sequence[int] = SIZES) -> Iterator[Cell]:
 
 def false_claims(seeds: int, prompts: int, spread: tuple[float, float, float], families: int) -> float:
     """Return the fraction of families of eight null claims in which at least one is supported."""
-    wrong = 0
+    falsely_supported = 0
     for family in range(families):
         rng = np.random.default_rng([8, family])
         effects = [crossed_mean(crossed_table(rng, seeds, prompts, spread)) for _ in range(8)]
         corrected = holm([effect.p_value for effect in effects])
-        wrong += any(verdict(e, float(p)) == SUPPORTED for e, p in zip(effects, corrected, strict=True))
-    return wrong / families
+        falsely_supported += any(verdict(e, float(p)) == SUPPORTED for e, p in zip(effects, corrected, strict=True))
+    return falsely_supported / families
 
 
 def main() -> None:

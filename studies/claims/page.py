@@ -75,8 +75,8 @@ def judge_experiments(results: Sequence["Result"]) -> list[JudgedExperiment]:
         )
         for title, experiment in zip(titles(usable), usable, strict=True)
     ]
-    several = len({method(result) for result in results}) > 1 and len({result.seed for result in results}) > 1
-    return judged + [JudgedExperiment("", [], [], [], left_out=why) for why in ambiguities(results) if several]
+    is_comparison = len({method(result) for result in results}) > 1 and len({result.seed for result in results}) > 1
+    return judged + [JudgedExperiment("", [], [], [], left_out=why) for why in ambiguities(results) if is_comparison]
 
 
 def rules(judged: Sequence[JudgedExperiment]) -> list[str]:

@@ -45,9 +45,9 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="the file to write")
     args = parser.parse_args()
     problems = [json.loads(line)["question"] for line in args.gsm8k.read_text(encoding="utf-8").splitlines()]
-    written = rows(problems)
-    args.out.write_text("".join(json.dumps(record) + "\n" for record in written), encoding="utf-8")
-    print(f"{args.out}: {len(written)} rows of {len(problems)} problems")
+    records = rows(problems)
+    args.out.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    print(f"{args.out}: {len(records)} rows of {len(problems)} problems")
 
 
 if __name__ == "__main__":

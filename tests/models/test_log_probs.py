@@ -44,9 +44,9 @@ def draw(tokens: int, width: int, vocabulary: int, dtype: torch.dtype) -> tuple[
 @pytest.mark.parametrize("chunk_size", [1, 3, 10, 100])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_chunked_log_probs_equal_log_softmax(chunk_size: int, with_bias: bool) -> None:
-    hidden, weight, drawn, labels = draw(10, 5, 13, torch.float64)
-    inputs = (hidden, weight, drawn) if with_bias else (hidden, weight)
-    bias = drawn if with_bias else None
+    hidden, weight, random_bias, labels = draw(10, 5, 13, torch.float64)
+    inputs = (hidden, weight, random_bias) if with_bias else (hidden, weight)
+    bias = random_bias if with_bias else None
     actual = _ChunkedLogProbs.apply(hidden, weight, bias, labels, chunk_size, torch.float64)
     logits = nn.functional.linear(hidden, weight, bias)
     expected = torch.stack([logits[i].log_softmax(-1)[label] for i, label in enumerate(labels.tolist())])

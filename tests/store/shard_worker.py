@@ -37,9 +37,9 @@ def get_artifact(root: Path, log_file: Path) -> None:
                 partial = file.with_suffix(".writing")
                 partial.write_bytes(shard(number))
                 os.replace(partial, file)
-        with open(folder / "whole", "wb") as whole:
+        with open(folder / "whole", "wb") as file_of_all:
             for number in range(SHARDS):
-                whole.write((shards / f"{number:02}").read_bytes())
+                file_of_all.write((shards / f"{number:02}").read_bytes())
         return {"shards": SHARDS}
 
     Store(root).get(Stage("stage", 1, {}, {}, compute))

@@ -160,10 +160,10 @@ def texts(artifacts: list[Artifact]) -> list[str]:
 def test_recomputed_artifact_with_new_result_recomputes_dependents(tmp_path: Path) -> None:
     store = Store(tmp_path)
     keys = [artifact.key for artifact in chain(store)]
-    again = chain(store, "two", FUTURE)
-    assert texts(again) == ["two"] * 3
-    assert [artifact.cached for artifact in again] == [False] * 3
-    assert [artifact.key for artifact in again] == keys
+    recomputed = chain(store, "two", FUTURE)
+    assert texts(recomputed) == ["two"] * 3
+    assert [artifact.cached for artifact in recomputed] == [False] * 3
+    assert [artifact.key for artifact in recomputed] == keys
     assert all(artifact.cached for artifact in chain(store, "three"))  # all are cached, so "three" is not written
 
 
@@ -178,9 +178,9 @@ def test_recomputed_artifact_with_same_result_keeps_dependents(tmp_path: Path) -
 
 
 def test_get_again_before_keeps_artifact_made_after_that_time(tmp_path: Path) -> None:
-    store, begun = Store(tmp_path), time.time() - 1
-    assert not chain(store, again_before=begun)[0].cached
-    assert all(artifact.cached for artifact in chain(store, "two", begun))
+    store, start = Store(tmp_path), time.time() - 1
+    assert not chain(store, again_before=start)[0].cached
+    assert all(artifact.cached for artifact in chain(store, "two", start))
 
 
 def test_failed_recomputation_keeps_old_artifact(tmp_path: Path) -> None:

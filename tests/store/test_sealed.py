@@ -103,8 +103,8 @@ def test_ledger_edited_verdicts_are_reported_and_ignored(
     [file] = (tmp_path / "judgments").iterdir()
     assert main(["verify", "--store", str(tmp_path)]) == 0
     file.write_text(file.read_text().replace('"value": 2.0', '"value": 9.0', 2))
-    again = Ledger(tmp_path / "judgments", {"model": "m"})
-    assert [again.get(key) is None for key in "abc"] == [True, True, False]
+    reloaded = Ledger(tmp_path / "judgments", {"model": "m"})
+    assert [reloaded.get(key) is None for key in "abc"] == [True, True, False]
     assert "2 damaged judgments" in caplog.text
     assert main(["verify", "--store", str(tmp_path)]) == 1
     assert f"damaged  judgments/{file.name}: 2 lines have changed" in capsys.readouterr().out
@@ -133,6 +133,6 @@ def test_verify_detects_edited_manifest(part: str, tmp_path: Path, capsys: pytes
     manifest.write_text(json.dumps(values))
     assert main(["verify", "--store", str(tmp_path)]) == 1
     assert "its manifest has changed since it was written" in capsys.readouterr().out
-    again = store.get(Stage("stage", 1, {}, {}, lambda folder: {"steps": 3}))
-    assert not again.cached
-    assert again.summary == {"steps": 3}
+    recomputed = store.get(Stage("stage", 1, {}, {}, lambda folder: {"steps": 3}))
+    assert not recomputed.cached
+    assert recomputed.summary == {"steps": 3}

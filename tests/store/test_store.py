@@ -317,10 +317,10 @@ def test_get_damaged_artifact_is_recomputed(store: Store, caplog: pytest.LogCapt
     damage(artifact)
     assert message in str(verify(artifact.path))
     with caplog.at_level(logging.WARNING):
-        again = store.get(Stage("stage", 1, {"x": 1}, {}, write()))
+        recomputed = store.get(Stage("stage", 1, {"x": 1}, {}, write()))
     assert message in caplog.text
-    assert not again.cached
-    assert verify(again.path) is None
+    assert not recomputed.cached
+    assert verify(recomputed.path) is None
     assert store.get(Stage("stage", 1, {"x": 1}, {}, never)).cached
 
 
@@ -397,6 +397,6 @@ def test_get_artifact_deleted_while_reading_is_recomputed(store: Store, monkeypa
         return Artifact.read(folder, cached)
 
     monkeypatch.setattr(Artifact, "read", pruned_now)
-    again = store.get(Stage("stage", 1, {}, {}, write()))
-    assert not again.cached
-    assert (again.key, again.summary) == (artifact.key, artifact.summary)
+    recomputed = store.get(Stage("stage", 1, {}, {}, write()))
+    assert not recomputed.cached
+    assert (recomputed.key, recomputed.summary) == (artifact.key, artifact.summary)

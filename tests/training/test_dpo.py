@@ -120,9 +120,9 @@ def test_supervised_loss_and_gradient_equal_transformers() -> None:
 
 @pytest.mark.parametrize("negatives", [1, 3])
 def test_dpo_loss_and_gradient_equal_the_papers_formula(negatives: int) -> None:
-    batch, policy, plain, before = groups(4, negatives), llama(1), llama(1), llama(2)
+    batch, policy, plain, reference_model = groups(4, negatives), llama(1), llama(1), llama(2)
     with torch.no_grad():
-        stored = {g.id: plain_log_probs(before, [(g.prompt, r) for r in g.responses]) for g in batch}
+        stored = {g.id: plain_log_probs(reference_model, [(g.prompt, r) for r in g.responses]) for g in batch}
     module = dpo(policy, stored)
     step = as_step(batch)
     losses, _ = module.losses(step.microbatches[0])
@@ -149,9 +149,9 @@ def padded_sums(model: Any, group: Group) -> Tensor:
 def test_objective_gradients_equal_padded_rows(file: Path, model: str) -> None:
     objective = objective_of(file.stem)
     batch = [*ragged([3, 1, 4, 2], seed=3)]
-    policy, plain, before = tiny(model, 1), tiny(model, 1), tiny(model, 2)
+    policy, plain, reference_model = tiny(model, 1), tiny(model, 1), tiny(model, 2)
     with torch.no_grad():
-        stored = {g.id: padded_sums(before, g) for g in batch}
+        stored = {g.id: padded_sums(reference_model, g) for g in batch}
     signals_by_id = signals_of(batch)
     module = dpo(policy, stored, objective, signals_by_id)
     losses, _ = module.losses(MicroBatch(pack(batch), True))
@@ -213,10 +213,12 @@ def test_dpo_metrics_over_ragged_microbatches_equal_plain_loop() -> None:
     parts = [ragged([1, 3]), ragged([4, 2, 1], seed=1), ragged([2], seed=2)]
     batch = [replace(g, id=f"{i}{g.id}") for i, part in enumerate(parts[:2]) for g in part]
     filler = [replace(g, id=f"2{g.id}") for g in parts[2]]
-    policy, before = llama(1), llama(2)
+    policy, reference_model = llama(1), llama(2)
     with torch.no_grad():
-        stored = {g.id: plain_log_probs(before, [(g.prompt, r) for r in g.responses]) for g in [*batch, *filler]}
-        now = {g.id: plain_log_probs(policy, [(g.prompt, r) for r in g.responses]).tolist() for g in batch}
+        stored = {
+            g.id: plain_log_probs(reference_model, [(g.prompt, r) for r in g.responses]) for g in [*batch, *filler]
+        }
+        policy_scores = {g.id: plain_log_probs(policy, [(g.prompt, r) for r in g.responses]).tolist() for g in batch}
     module = dpo(policy, stored)
     module._trainer = SimpleNamespace(world_size=1)  # type: ignore[assignment]
     microbatches = [
@@ -228,22 +230,22 @@ def test_dpo_metrics_over_ragged_microbatches_equal_plain_loop() -> None:
 
     lists: dict[str, list[float]] = defaultdict(list)
     for g in batch:
-        before_, after = stored[g.id].tolist(), now[g.id]
-        rewards = [0.1 * (a - b) for a, b in zip(after, before_, strict=True)]
+        reference_log_probs, policy_log_probs = stored[g.id].tolist(), policy_scores[g.id]
+        rewards = [0.1 * (a - b) for a, b in zip(policy_log_probs, reference_log_probs, strict=True)]
         margins = [rewards[0] - r for r in rewards[1:]]
         lists["loss"].append(mean([math.log1p(math.exp(-m)) for m in margins]))
         lists["chosen_reward"].append(rewards[0])
         lists["rejected_reward"].append(mean(rewards[1:]))
         lists["margin"].append(mean(margins))
         lists["accuracy"].append(mean([float(m > 0) for m in margins]))
-        lists["chosen_log_prob"].append(after[0])
-        lists["chosen_log_prob_per_token"].append(after[0] / len(g.target))
+        lists["chosen_log_prob"].append(policy_log_probs[0])
+        lists["chosen_log_prob_per_token"].append(policy_log_probs[0] / len(g.target))
         lists["rejected_log_prob_per_token"].append(
-            mean([p / len(n) for p, n in zip(after[1:], g.negatives, strict=True)])
+            mean([p / len(n) for p, n in zip(policy_log_probs[1:], g.negatives, strict=True)])
         )
-        lists["chosen_log_prob_change"].append(after[0] - before_[0])
+        lists["chosen_log_prob_change"].append(policy_log_probs[0] - reference_log_probs[0])
         lists["kl_reference_policy_on_negatives"].append(
-            mean([b - a for a, b in zip(after[1:], before_[1:], strict=True)])
+            mean([b - a for a, b in zip(policy_log_probs[1:], reference_log_probs[1:], strict=True)])
         )
         lists["negatives"].append(len(g.negatives))
         for rank, margin in enumerate(margins, start=1):
@@ -259,9 +261,11 @@ def test_dpo_metrics_over_ragged_microbatches_equal_plain_loop() -> None:
 
 def test_dpo_kl_estimate_equals_exact_divergence() -> None:
     """Responses are single tokens, so the exact divergence is a sum over the vocabulary."""
-    group, policy, before = Group("a", [3, 1], [2], []), llama(1, spread=0.05), llama(2, spread=0.05)
+    group, policy, reference_model = Group("a", [3, 1], [2], []), llama(1, spread=0.05), llama(2, spread=0.05)
     with torch.no_grad():
-        p, q = (model(torch.tensor([group.prompt])).logits[0, -1].log_softmax(-1) for model in (policy, before))
+        p, q = (
+            model(torch.tensor([group.prompt])).logits[0, -1].log_softmax(-1) for model in (policy, reference_model)
+        )
         exact = float((q.exp() * (q - p)).sum())
         tokens = torch.multinomial(q.exp(), 4000, replacement=True, generator=torch.Generator().manual_seed(0))
     drawn = replace(group, negatives=[[token] for token in tokens.tolist()])

@@ -44,9 +44,9 @@ def run_once(name: str, attention_name: str, checkpointing: Any) -> tuple[Tensor
     use_shared_prompt(model, attention_name)
     if checkpointing:
         checkpoint_layers(model, checkpointing)
-    with OperationCounter() as counted:
+    with OperationCounter() as counter:
         gradient = gradients(model, response_log_probs(model, pack(ragged(0)), 16))
-    return gradient, counted
+    return gradient, counter
 
 
 # `full` and `selective` are the numbers of matrix products per layer that each kind of checkpointing recomputes. Full
@@ -88,9 +88,9 @@ def test_weight_copies_gradients_are_bit_equal_to_autocast(name: str, checkpoint
         if checkpointing:
             checkpoint_layers(model, checkpointing)
         copies = WeightCopies(model) if bf16_copy else None
-        with torch.autocast("cpu", torch.bfloat16), OperationCounter() as counted:
+        with torch.autocast("cpu", torch.bfloat16), OperationCounter() as counter:
             value = response_log_probs(model, pack(ragged(0)), 16)
-        results.append((value.detach(), gradients(model, value), counted.counts["aten::_to_copy"]))
+        results.append((value.detach(), gradients(model, value), counter.counts["aten::_to_copy"]))
         if copies is not None:
             assert len(copies.layers) == 7 * LAYERS
             copies.remove()

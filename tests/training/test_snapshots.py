@@ -91,8 +91,8 @@ def test_fit_killed_and_resumed_has_the_same_snapshots(tmp_path: Path, every: in
 
 def test_fit_damaged_snapshot_is_reported_and_rewritten(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run_training(tmp_path, optim(), ("begin", 4), snapshots=(2,), checkpoint_every=3)
-    good = snapshot(tmp_path, 2).read_bytes()
-    snapshot(tmp_path, 2).write_bytes(good[:1000])
+    intact = snapshot(tmp_path, 2).read_bytes()
+    snapshot(tmp_path, 2).write_bytes(intact[:1000])
     run_training(tmp_path, optim(), snapshots=(2,), checkpoint_every=3)
     assert "step-2.weights is damaged" in caplog.text
     assert load_snapshot(tmp_path, 2).keys()

@@ -114,9 +114,9 @@ def test_padding_fills_the_last_block_and_sees_only_padding() -> None:
     layout = pack([Group("a", [1] * 100, [2] * 20, [[3] * 20])]).layout  # 140 tokens
     mask = flex.block_mask(layout, None)
     assert mask.shape == (1, 1, 256, 256)
-    sees, none = flex.mask(layout, None), torch.zeros((), dtype=torch.long)
+    is_visible, none = flex.mask(layout, None), torch.zeros((), dtype=torch.long)
     row = torch.arange(256)
-    visible = sees(none, none, row[:, None], row)
+    visible = is_visible(none, none, row[:, None], row)
     assert torch.equal(visible[140:, 140:], torch.ones(116, 116, dtype=torch.bool).tril())
     assert not visible[140:, :140].any()
     assert not visible[:140, 140:].any()
@@ -189,8 +189,8 @@ def test_block_mask_is_built_once_for_all_layers(
     decoder: Any = model.model
     forward_packed(decoder, packed.input_ids, packed.position_ids, packed.layout)
     assert calls == [1]
-    moved = packed.to("cpu")  # a mask belongs to a device, so a moved row needs a new one
-    forward_packed(decoder, moved.input_ids, moved.position_ids, moved.layout)
+    copy = packed.to("cpu")  # a mask belongs to a device, so a moved row needs a new one
+    forward_packed(decoder, copy.input_ids, copy.position_ids, copy.layout)
     assert calls == [1, 1]
 
 
