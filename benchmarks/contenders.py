@@ -126,7 +126,7 @@ def pairs(model: Any, batches: Sequence[Batch], lean: bool, budget: int) -> Cont
 
 @dataclass
 class _Padded:
-    """Rows of prompt and response, padded on the right; targets and negatives alternate.
+    """Rows of prompt and response, padded on the right. Rows of targets and of negatives alternate.
 
     Attributes:
         ids, attended: [rows, longest].

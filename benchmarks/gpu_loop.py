@@ -42,7 +42,7 @@ def training_loop(setting: Setting) -> list[dict[str, Any]]:
 
 
 def with_changes(last: str, setting: Setting) -> list[dict[str, Any]]:
-    """Run the loop with all `CHANGES` up to `last`; return a row with its median and its first step."""
+    """Run the loop with all `CHANGES` up to `last`. Return a row with the median step and the first step's seconds."""
     names = list(CHANGES)[: list(CHANGES).index(last) + 1]
     changes = {key: value for name in names for key, value in CHANGES[name].items()}
     if setting.tiny:

@@ -53,7 +53,7 @@ def speeds(
 
 
 def kernel_options(setting: Setting) -> list[dict[str, Any]]:
-    """Time FlexAttention with other kernel options at the second shape; each is compiled anew."""
+    """Time FlexAttention with each of `OPTIONS` at the second shape. Every time it is compiled anew."""
     batches = batches_of(setting.shapes[1], setting)
     model = random_model(setting.model, setting.device, torch.bfloat16)
     table, before = [], flex.KERNEL_OPTIONS
@@ -72,7 +72,7 @@ def kernel_options(setting: Setting) -> list[dict[str, Any]]:
 
 
 class _Timing:
-    """A contender's measurements; `failure` is the reason if there are none."""
+    """The measurements of a contender. If there are none, `failure` is the reason."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -18,7 +18,7 @@ CHARACTERS_PER_TOKEN = 4
 
 
 def _qwen(hidden: int, layers: int, heads: int, shared: int, intermediate: int, vocabulary: int) -> PretrainedConfig:
-    """Return a config; `shared` is the number of key and value heads."""
+    """Return a config with `shared` key and value heads."""
     return Qwen2Config(
         vocab_size=vocabulary,
         hidden_size=hidden,

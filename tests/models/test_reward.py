@@ -52,7 +52,7 @@ def rewards(model: RewardModel) -> Any:
 
 
 def test_rewards_equal_single_forward_passes(folder: Path) -> None:
-    """Compare with the classifier on each rendered dialogue alone, without padding."""
+    """Compare batches with one forward pass of the classifier per rendered dialogue, without padding."""
     model, tokenizer_ = AutoModelForSequenceClassification.from_pretrained(str(folder)).eval(), tokenizer()
     expected = []
     for dialogue, text in RESPONSES:

@@ -33,7 +33,7 @@ GROUPS = [
 
 
 class RecordingTrainer(DPOTrainer):
-    """TRL's trainer with unrounded losses."""
+    """TRL's trainer, which also records unrounded losses."""
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         loss = super().compute_loss(*args, **kwargs)

@@ -161,7 +161,7 @@ def test_fit_microbatch_size_does_not_change_training(tmp_path: Path) -> None:
 )
 @pytest.mark.filterwarnings("ignore")
 def test_fit_two_ranks_train_as_one_rank(tmp_path: Path, strategy: str, adapter: Adapter) -> None:
-    """Steps have three groups or one, and validation has one. So the ranks' parts differ in size; some are empty."""
+    """Steps have three groups or one, and validation has one. So the parts of two ranks differ, and some are empty."""
     settings, rows, held_out = optim(batch_size=3, validations=2), groups(7), groups(1, seed=1)
     results = []
     for ranks in (1, 2):

@@ -101,7 +101,7 @@ def run_align(
 def test_align_rescored_reference_has_zero_margin_in_bf16(
     tmp_path: Path, policy: Path, adapter: Adapter, options: dict[str, Any]
 ) -> None:
-    """Stored scores come from micro-batches of one group; training's micro-batches hold several."""
+    """Stored scores come from micro-batches of one group. Training's micro-batches hold several groups."""
     hardware_config = hardware(precision="bf16-mixed", max_tokens_per_microbatch=10**6, logits_chunk=64, **options)
     score(tmp_path, Scoring(policy, "float32", replace(hardware_config, max_tokens_per_microbatch=1)))
     stored = read_reference(tmp_path)

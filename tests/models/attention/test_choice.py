@@ -24,7 +24,7 @@ def _old_gpu_and_empty_caches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 
 def heads(device: str, dimensions: int = 16, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Return a "meta" tensor that claims to be on another device."""
+    """Return a tensor on "meta" that claims to be on `device`."""
 
     class TensorOnDevice(Tensor):
         @property

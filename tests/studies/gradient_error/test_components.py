@@ -10,7 +10,7 @@ from studies.gradient_error.components import Components, components, inner, jac
 
 
 def test_components_equal_values_by_hand() -> None:
-    """Use two prompts with two negatives in one dimension: 0, 2 and 4, 10."""
+    """Two prompts have two negatives each. Their gradients have one dimension: 0 and 2, 4 and 10."""
     parts = components(np.array([[[0.0], [2.0]], [[4.0], [10.0]]]))
     # within = ((0-1)^2 + (2-1)^2 + (4-7)^2 + (10-7)^2) / 2 = 10.
     # The prompts' means are 1 and 7. Their variance is 18 = between + within / 2.
