@@ -1,4 +1,4 @@
-"""TRL's DPOTrainer as a contender, in a separate file because a GPU machine may lack TRL."""
+"""Build a contender from TRL's DPOTrainer. This file is separate because a GPU machine may lack TRL."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -62,7 +62,7 @@ def _trl_rows(group: Group) -> list[dict[str, str]]:
 
 def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     """Build a tokenizer whose words are token ids; 0 is the end of text."""
-    words = {"<eos>": 0, **{str(i): i for i in range(1, vocabulary)}}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="<eos>"))
+    id_by_word = {"<eos>": 0, **{str(i): i for i in range(1, vocabulary)}}
+    tokenizer = Tokenizer(WordLevel(id_by_word, unk_token="<eos>"))
     tokenizer.pre_tokenizer = Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")

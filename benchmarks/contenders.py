@@ -1,4 +1,4 @@
-"""The compared methods of training on K negatives. They take turns on one model."""
+"""Build the contenders: the compared methods of training on K negatives. They take turns on one model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ Batch = Sequence[Group]
 BETA = 0.1
 OBJECTIVE = SelfContrast(
     beta=BETA, label_smoothing=0.0, nll_weight=0.0, length_normalised=False, rank_weights=None
-)  # the paper's
+)  # the paper's objective
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Contender:
     """A compared method of training.
 
     Attributes:
-        model: shared by all contenders except compiled ones.
+        model: the model that it trains. All contenders share one, except compiled contenders.
         attention: transformers' name of the attention, set before this contender's turn.
         step: runs forward and backward pass of the i-th batch, which leaves gradients on the model.
         work: tokens and attended pairs of all batches.
@@ -66,10 +66,11 @@ def ours(
 
 
 def rows(model: Any, batches: Sequence[Batch], chunk_size: int, attention: str, budget: int) -> Contender:
-    """Compute each response with its own copy of the prompt, without padding, in one causal call: a careful trainer.
+    """Compute each response with its own copy of the prompt, without padding, in one causal call.
 
-    It runs this package's code on groups of one response, which share nothing. A micro-batch holds whole groups with
-    the same number of negatives, within `budget` tokens unless one group is larger.
+    This is what a careful trainer does. It is computed by this package's code on groups of one response, which share
+    no prompt. A micro-batch holds complete groups within `budget` tokens, unless one group is larger. All groups must
+    have the same number of negatives.
     """
     use_shared_prompt(model, attention)
     parts = [within(batch, budget, lambda g: rows_work([g]).tokens) for batch in batches]
@@ -96,7 +97,7 @@ def pairs(model: Any, batches: Sequence[Batch], lean: bool, budget: int) -> Cont
     """Compute 2K padded rows per group. Equally long prompts share a micro-batch, within `budget` tokens."""
     model.set_attn_implementation("sdpa")
     by_length = [[list(part) for _, part in groupby(batch, lambda g: len(g.prompt))] for batch in batches]
-    parts = [[part for same in batch for part in within(same, budget, padded_tokens)] for batch in by_length]
+    parts = [[part for groups in batch for part in within(groups, budget, padded_tokens)] for batch in by_length]
     inputs = [[_Padded.of(part, model.device) for part in batch] for batch in parts]
 
     def log_probs(rows: _Padded) -> Tensor:
@@ -125,12 +126,12 @@ def pairs(model: Any, batches: Sequence[Batch], lean: bool, budget: int) -> Cont
 
 @dataclass
 class _Padded:
-    """Rows of prompt and response, padded on the right; targets and negatives alternate.
+    """Rows of prompt and response, padded on the right. Rows of targets and of negatives alternate.
 
     Attributes:
         ids, attended: [rows, longest].
         prompt: number of prompt tokens, equal in all rows.
-        weights: [pairs] 1 / K of each pair's group: a group's loss is the mean over its negatives.
+        weights: 1 / K of each pair's group, [pairs], because a group's loss is the mean over its negatives.
     """
 
     ids: Tensor
@@ -156,13 +157,13 @@ def padded_tokens(group: Group) -> int:
 def within(groups: Batch, budget: int, tokens: Callable[[Group], int]) -> list[list[Group]]:
     """Split consecutive groups into parts within `budget` tokens, unless one group is larger."""
     parts: list[list[Group]] = []
-    used = budget
+    tokens_in_part = budget
     for group in groups:
-        if used + tokens(group) > budget:
+        if tokens_in_part + tokens(group) > budget:
             parts.append([])
-            used = 0
+            tokens_in_part = 0
         parts[-1].append(group)
-        used += tokens(group)
+        tokens_in_part += tokens(group)
     return parts
 
 

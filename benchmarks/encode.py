@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/encode.py
 
-Both get the same model and the same prompts, each with a target and N candidates, and alternate in every round. Texts
-are random words with log-normal lengths; a fraction of them repeats another text of the same prompt.
+Both use the same model and prompts, and alternate in every round. Each prompt has a target and N candidates. Texts are
+random words with log-normal lengths. A fraction of the candidates repeats the first candidate of the same prompt.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def random_prompts(prompts: int, samples: int, words: float, spread: float, repe
 
 
 def by_prompt(prompts: Prompts, max_tokens: int, device: str) -> np.ndarray:
-    """Return the candidates' vectors [n, d] by one call of `encode` per prompt."""
+    """Return the candidates' vectors [n, d] from one call of `encode` per prompt."""
     model = SentenceTransformer(str(builtin_folder()), device=device, model_kwargs={"use_safetensors": True})
     model.max_seq_length = max_tokens
     calls = [
@@ -52,7 +52,7 @@ def by_prompt(prompts: Prompts, max_tokens: int, device: str) -> np.ndarray:
 
 
 def by_stage(prompts: Prompts, encoder: SentenceEncoder, device: str) -> np.ndarray:
-    """Return the candidates' vectors [n, d] by the stage, read back from its files."""
+    """Run the stage, and return the candidates' vectors [n, d] as read from its files."""
     with tempfile.TemporaryDirectory() as folder:
         embed(Path(folder), encoder, Local(64, 4096), prompts, device)
         vectors = Vectors(Path(folder) / CANDIDATES)
@@ -72,7 +72,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--words", type=float, default=40, help="median number of words in a text")
-    parser.add_argument("--spread", type=float, default=0.7, help="standard deviation of the logarithm of that number")
+    parser.add_argument(
+        "--spread", type=float, default=0.7, help="standard deviation of the logarithm of the number of words"
+    )
     parser.add_argument("--repeated", type=float, default=0.05)
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=128)

@@ -2,8 +2,8 @@
 
     python benchmarks/filter.py --prompts 100000 --samples 32 --dimensions 384
 
-It writes the output of the generate and embed stages (about 4 GB at that size) to a temporary folder, then selects.
-Peak memory is that of the selecting process, the training examples included.
+The script writes the output of the generate and embed stages to a temporary folder (3.3 GiB with these arguments), then
+selects. Peak memory is that of the selecting process, including its training examples.
 """
 
 import argparse
@@ -83,8 +83,8 @@ def write_vectors(folder: Path, prompts: int, dimensions: int) -> None:
     """Write random vectors of the stored candidates and of every prompt's target."""
     rng = np.random.default_rng(1)
     schema = pa.schema({"embedding": pa.list_(pa.float16(), dimensions), "text": pa.uint64()})
-    with pq.ParquetFile(folder / "candidates.parquet") as written:
-        batches = (batch["text"].to_pylist() for batch in written.iter_batches(ROWS, columns=["text"]))
+    with pq.ParquetFile(folder / "candidates.parquet") as candidates:
+        batches = (batch["text"].to_pylist() for batch in candidates.iter_batches(ROWS, columns=["text"]))
         targets = ([TARGET] * min(ROWS, prompts - begin) for begin in range(0, prompts, ROWS))
         for file, blocks in ((TARGETS, targets), (CANDIDATES, whole_blocks(batches))):
             with pa.ipc.new_file(str(folder / file), schema) as writer:
@@ -122,7 +122,7 @@ def measure(name: str, prompts: int, source: Path, pipe: Any) -> None:
 def measure_all(
     names: list[str], prompts: int, source: Path
 ) -> Iterator[tuple[str, tuple[float, float], float, dict[str, Any]]]:
-    context = multiprocessing.get_context("spawn")  # a forked process would count this one's memory
+    context = multiprocessing.get_context("spawn")  # a forked process would count the memory of this process
     for name in names:
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=measure, args=(name, prompts, source, sender))

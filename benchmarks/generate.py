@@ -6,8 +6,8 @@
 
 Both sample the same prompts of the built-in data, in one process, and alternate in every round. Times are CPU seconds
 (of one thread, unless --threads says otherwise), and ratios are medians over the rounds, so a busy machine slows both
-alike. The plain loop goes prompt by prompt, with `num_return_sequences=N`, the same end tokens and the same
-maximal length, until the last of the N ends. Rates count tokens of responses, without padding, per second.
+alike. The plain loop samples prompt by prompt with `num_return_sequences=N`, with the same end tokens and maximal
+length. It samples until the last of the N responses ends. Rates count tokens of responses per second, without padding.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def prompts(policy: Path, count: int) -> list[Request]:
     return [Request(e.id, renderer.prompt(e.prompt), e.prompt) for e in data.load()["train"][:count]]
 
 
-def plain(policy: Path, requests: list[Request], decoding: Decoding) -> Contender:
+def plain_loop(policy: Path, requests: list[Request], decoding: Decoding) -> Contender:
     model, tokenizer = load_model(policy).eval(), load_tokenizer(policy)
     ends = sorted(Renderer(tokenizer).end_ids)
 
@@ -93,10 +93,10 @@ def measure(policy: Path, args: argparse.Namespace, console: Console) -> None:
     decoding = Decoding(args.samples, 1.0, 1.0, 256, 512)
     requests = prompts(policy, args.prompts)
     with HF("float32", args.batch_size).open(policy, "cpu") as sample:
-        few = requests[:2]
-        for warm_up in (ours(sample, few, decoding), plain(policy, few, decoding)):
+        first = requests[:2]
+        for warm_up in (ours(sample, first, decoding), plain_loop(policy, first, decoding)):
             warm_up()
-        contenders = {"hf": ours(sample, requests, decoding), "plain loop": plain(policy, requests, decoding)}
+        contenders = {"hf": ours(sample, requests, decoding), "plain loop": plain_loop(policy, requests, decoding)}
         rounds = [{name: _timed(run) for name, run in contenders.items()} for _ in range(args.rounds)]
     table = Table(title=f"{args.prompts} prompts × {args.samples} responses, medians of {args.rounds}")
     for column in ("", "CPU s", "tokens", "tokens/s", "hf is faster by"):

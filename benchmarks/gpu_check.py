@@ -1,15 +1,15 @@
 """Check and measure the GPU path: at most eight minutes, random weights, no download.
 
-    make gpu-check                                    # on a GPU if there is one, else on the CPU with tiny sizes
+    make gpu-check                                    # on a GPU, or with tiny sizes on the CPU if there is no GPU
     python benchmarks/gpu_check.py --seconds 300 --output benchmarks/results/h200.json
 
 It needs torch, transformers and lightning; TRL is a baseline if it is installed. Steps run in the order of their value,
 and the results file is written after each, so an interruption keeps all finished steps. A failed or too slow step is
-recorded, and the next one runs. Every timing has its baselines in the same step:
+recorded, and the next one runs. The steps "speed" also measure the baselines:
 
 - pairs: 2K padded rows per prompt, SDPA, logits of response positions only;
 - unpadded rows: each response with its own copy of the prompt, in one causal variable-length call, without padding;
-- TRL: its DPOTrainer's loss.
+- TRL: the loss of TRL's DPOTrainer.
 
 The bounds are ratios of token counts: 2K(P+R) / (P+(K+1)R) against pairs, (K+1)(P+R) / (P+(K+1)R) against rows.
 """
@@ -40,7 +40,7 @@ Case = tuple[int, int, int] | str
 
 ROOT = Path(__file__).parents[1]
 STEP_SECONDS = 120  # limit of one step
-LEAST_SECONDS = 10  # no step starts with less time than this
+MIN_STEP_SECONDS = 10  # no step starts with less time than this
 
 
 def steps(setting: Setting) -> dict[str, Measure]:
@@ -84,14 +84,14 @@ def run(setting: Setting, output: Path, seconds: float, results: dict[str, Any])
     """Run the steps that `results` lacks, and write it after each."""
     deadline = time.monotonic() + seconds
     for name, measure in steps(setting).items():
-        left = deadline - time.monotonic()
+        remaining = deadline - time.monotonic()
         if name in results["steps"]:
             continue
-        if left < LEAST_SECONDS:
+        if remaining < MIN_STEP_SECONDS:
             results["steps"][name] = {"skipped": "no time left"}
         else:
             start = time.monotonic()
-            results["steps"][name] = _run_step(measure, setting, int(min(left, STEP_SECONDS)))
+            results["steps"][name] = _run_step(measure, setting, int(min(remaining, STEP_SECONDS)))
             results["steps"][name]["seconds"] = round(time.monotonic() - start, 1)
         partial_file = output.with_suffix(".writing")
         partial_file.write_text(json.dumps(results, indent=1) + "\n")
@@ -145,7 +145,7 @@ def circumstances(device: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--seconds", type=float, default=480, help="time limit; further steps are skipped")
+    parser.add_argument("--seconds", type=float, default=480, help="time limit; steps that do not fit are skipped")
     parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "gpu_check.json")
     parser.add_argument("--resume", action="store_true", help="keep the steps already in the output")
     args = parser.parse_args()
@@ -164,11 +164,11 @@ def main() -> None:
     run(Setting.on(device), args.output, args.seconds, results)
     print(f"results: {args.output}")
     failed = [name for name, step in results["steps"].items() if "error" in step]
-    wrong = [
+    outside_limits = [
         name for name, step in results["steps"].items() if not all(r.get("ok", True) for r in step.get("rows", []))
     ]
-    if failed or wrong:
-        sys.exit(f"failed: {', '.join(failed) or 'none'}; outside their limits: {', '.join(wrong) or 'none'}")
+    if failed or outside_limits:
+        sys.exit(f"failed: {', '.join(failed) or 'none'}; outside their limits: {', '.join(outside_limits) or 'none'}")
 
 
 if __name__ == "__main__":

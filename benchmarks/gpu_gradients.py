@@ -1,4 +1,4 @@
-"""Compare gradients of packed groups with padded rows, for several head sizes, grouped heads and tied embeddings."""
+"""Compare the gradients of packed groups with those of padded rows, for several head sizes and numbers of heads."""
 
 import copy
 import random
@@ -27,32 +27,32 @@ MODELS = {
 }
 
 
-def gradient_errors(ways: Sequence[str], setting: Setting) -> list[dict[str, Any]]:
-    """Return the relative errors from the float32 gradient of padded rows.
+def gradient_errors(attentions: Sequence[str], setting: Setting) -> list[dict[str, Any]]:
+    """Return the relative errors of gradients, measured from the float32 gradient of padded rows.
 
     The limit is 1e-5 in float32. In bfloat16 it is 1.5 times the error of padded rows in bfloat16, because two
     roundings of equal size differ by chance. The table has the ratio itself.
     """
-    ways = [way for way in ways if setting.tiny or way in TRAINS_ON[setting.device]]
+    attentions = [attention for attention in attentions if setting.tiny or attention in TRAINS_ON[setting.device]]
     groups = _groups(setting)
     rows = []
     for name, shape in MODELS.items():
         plain = _model(shape, setting)
         exact = _gradient(plain, lambda model: padded(model, groups), False)
         rounded = difference(_gradient(plain, lambda model: padded(model, groups), True), exact)
-        for way in ways:
+        for attention in attentions:
             for bf16 in (False, True):
-                if (way, bf16) == ("varlen", False) and setting.device == "cuda":
-                    continue  # its kernels have no float32
+                if (attention, bf16) == ("varlen", False) and setting.device == "cuda":
+                    continue  # varlen's kernels do not support float32
                 model = copy.deepcopy(plain)
-                use_shared_prompt(model, way)
+                use_shared_prompt(model, attention)
                 packed = _gradient(model, lambda m: response_log_probs(m, pack(groups).to(setting.device), 256), bf16)
                 error = difference(packed, exact)
                 limit = 1.5 * rounded if bf16 else FLOAT32
                 rows.append(
                     {
                         "model": name,
-                        "attention": way,
+                        "attention": attention,
                         "arithmetic": "bf16" if bf16 else "float32",
                         "error": error,
                         "padded rows' error": rounded if bf16 else None,
@@ -80,7 +80,7 @@ def _model(shape: tuple[int, int, int, bool], setting: Setting) -> Any:
 
 
 def _groups(setting: Setting) -> list[Group]:
-    """Return ragged groups, with a prompt and responses of one token and with 17 responses."""
+    """Return ragged groups. One has a prompt and responses of one token, and another has 17 responses."""
     scale, draw = (1 if setting.tiny else 20), random.Random(0)
     lengths = [(9, 4, [7, 1, 3]), (1, 5, [2]), (6, 1, [1 + i % 5 for i in range(16)])]
     sizes = [(p * scale, max(1, r * scale), [n * scale for n in negatives]) for p, r, negatives in lengths]
@@ -88,7 +88,7 @@ def _groups(setting: Setting) -> list[Group]:
 
 
 def padded(model: Any, groups: Sequence[Group]) -> Tensor:
-    """Return log p(response | prompt) [B, K+1] by separate rows, padded on the right; 0 for a missing negative."""
+    """Return log p(response | prompt) [B, K+1] from separate rows, padded on the right; 0 for a missing negative."""
     rows = [(b, j, [*g.prompt, *r], len(g.prompt)) for b, g in enumerate(groups) for j, r in enumerate(g.responses)]
     ids = torch.zeros(len(rows), max(len(row) for _, _, row, _ in rows), dtype=torch.long)
     attended, scored = torch.zeros_like(ids), torch.zeros_like(ids)

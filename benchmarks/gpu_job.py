@@ -30,13 +30,13 @@ from selfcontrast.training.steps import length
 
 OBJECTIVE = SelfContrast(beta=0.1, label_smoothing=0.0, nll_weight=0.0, length_normalised=False, rank_weights=None)
 END = 0  # end-of-response token
-EVEN = 0.8  # fraction of the rate on even lengths that ragged ones must reach
+EVEN = 0.8  # ragged lengths must reach this fraction of the rate on even lengths
 PROMPTS_PER_STEP = 16
 
 
 @dataclass(frozen=True)
 class _NoText:
-    """A stand-in for a tokenizer of `vocabulary` tokens: the job works on token ids."""
+    """A stand-in for a tokenizer of `vocabulary` tokens. The job works on token ids, so text stays empty."""
 
     vocabulary: int
     pad_token_id: int = END
@@ -109,7 +109,7 @@ def _score(policy: Any, groups: Sequence[Group], into: dict[str, torch.Tensor], 
 
 
 def _rescore(policy: Any, groups: list[Group], reference: dict[str, torch.Tensor], setting: Setting) -> dict[str, Any]:
-    """Replace the stored scores by those of training's own micro-batches; report the margin that this removes."""
+    """Replace the stored scores by scores from training's micro-batches, and report the margins that this removes."""
     hardware_config, scores = hardware(setting), dict[str, torch.Tensor]()
     steps = StepData(groups, [], optim(PROMPTS_PER_STEP), hardware_config, 0).steps()
     use_shared_prompt(policy, hardware_config.attention)
@@ -136,7 +136,7 @@ def _even(groups: Sequence[Group], vocabulary: int, draw: random.Random) -> list
 def _train(
     stage: str, policy: Any, groups: list[Group], reference: dict[str, torch.Tensor] | None, setting: Setting
 ) -> dict[str, Any]:
-    """Train one epoch through the trainer. The rate is the median over steps without the first two."""
+    """Train one epoch with the trainer. The reported rate is the median over all steps but the first two."""
     hardware_config, optim_config = hardware(setting), optim(PROMPTS_PER_STEP)
     data, records = StepData(groups, [], optim_config, hardware_config, 0), list[Record]()
     prepare(policy, groups, hardware_config)

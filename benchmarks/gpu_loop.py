@@ -1,6 +1,6 @@
-"""Measure the training loop on a large model: float32 weights, bf16 arithmetic, AdamW, as in `hardware=gpu`.
+"""Measure the training loop on a large model, with float32 weights, bf16 arithmetic and AdamW, as in `hardware=gpu`.
 
-Then measure settings that should make it faster, cumulatively, on a quarter of its layers.
+Then add settings that should make the loop faster, one after another, on a model with a quarter of the layers.
 """
 
 import random
@@ -34,7 +34,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 def training_loop(setting: Setting) -> list[dict[str, Any]]:
-    """Run steps at (P, R, K) = (256, 256, 8), each of four micro-batches; 7B needs about 110 GiB.
+    """Run steps of four micro-batches each, at (P, R, K) = (256, 256, 8). The 7B model needs about 110 GiB.
 
     Losses are meaningless, because the reference is zero.
     """
@@ -42,7 +42,7 @@ def training_loop(setting: Setting) -> list[dict[str, Any]]:
 
 
 def with_changes(last: str, setting: Setting) -> list[dict[str, Any]]:
-    """Run the loop with all `CHANGES` up to `last`; return a row with its median and its first step."""
+    """Run the loop with all `CHANGES` up to `last`. Return a row with the median step and the first step's seconds."""
     names = list(CHANGES)[: list(CHANGES).index(last) + 1]
     changes = {key: value for name in names for key, value in CHANGES[name].items()}
     if setting.tiny:

@@ -1,8 +1,8 @@
-"""Write GPU results into RESULTS.md: its first line, and the section between two marks.
+"""Write GPU results into RESULTS.md: the first line, and the section between two marks.
 
     python benchmarks/gpu_report.py        # after a new file in benchmarks/results
 
-Every file there is a run of `gpu_check.py` on a GPU and the only source of the tables.
+Each file in that folder holds a run of `gpu_check.py` on a GPU. The tables have no other source.
 """
 
 import json
@@ -36,7 +36,7 @@ def first_line(runs: Sequence[dict[str, Any]]) -> str:
     done = [name for run in runs for name, step in run["steps"].items() if "rows" in step]
     missing = [text for part, text in PARTS.items() if not any(re.match(rf"{part}( [\d r]|$)", name) for name in done)]
     missing.append(f"{OUTSIDE} (outside of `make gpu-check`)")
-    return f"**No GPU has run yet**: {'; '.join(missing)}."
+    return f"**Not yet run on a GPU with the current code**: {'; '.join(missing)}."
 
 
 def section(runs: Sequence[dict[str, Any]]) -> str:

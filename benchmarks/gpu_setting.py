@@ -1,4 +1,4 @@
-"""Device and sizes of the GPU check, and placeholders for packages that the machine may lack."""
+"""Define device and sizes of the GPU check. Provide placeholders for packages that the machine may lack."""
 
 import sys
 from dataclasses import dataclass

@@ -29,18 +29,18 @@ OPTIONS: list[dict[str, int | bool]] = [
 
 
 def speeds(
-    case: tuple[int, int, int] | str, ways: Sequence[str], baselines: bool, setting: Setting
+    case: tuple[int, int, int] | str, variants: Sequence[str], baselines: bool, setting: Setting
 ) -> list[dict[str, Any]]:
-    """Time forward and backward pass of one full micro-batch, in bfloat16 weights on a GPU.
+    """Time forward and backward pass of full micro-batches. On a GPU the weights are in bfloat16.
 
     Args:
         case: (P, R, K), or `RAGGED` for lengths like those of hh-rlhf's dialogues with K = 16.
-        ways: variants of this package's step to measure: "varlen", "flex" or "compiled".
+        variants: variants of this package's step to measure: "varlen", "flex" or "compiled".
         baselines: True to measure padded pairs, unpadded rows and TRL, too.
     """
     batches = batches_of(case, setting)
     model = random_model(setting.model, setting.device, torch.float32 if setting.tiny else torch.bfloat16)
-    makers = {f"ours: {way}": _ours(way, batches, model) for way in ways}
+    makers = {f"ours: {variant}": _ours(variant, batches, model) for variant in variants}
     budget = setting.max_tokens_per_microbatch
     with tempfile.TemporaryDirectory() as folder:
         if baselines:
@@ -48,12 +48,12 @@ def speeds(
             makers[PAIRS] = lambda: pairs(model, batches, lean=True, budget=budget)
             if (trl := _trl()) is not None:
                 makers["TRL"] = lambda: trl(model, batches, folder, False, budget)
-        timed = [_Timing.of(name, make, len(batches), setting.rounds) for name, make in makers.items()]
-        return _table(timed, batches, setting)
+        timings = [_Timing.of(name, make, len(batches), setting.rounds) for name, make in makers.items()]
+        return _table(timings, batches, setting)
 
 
 def kernel_options(setting: Setting) -> list[dict[str, Any]]:
-    """Time FlexAttention with other kernel options at the second shape; each is compiled anew."""
+    """Time FlexAttention with each of `OPTIONS` at the second shape. Every time it is compiled anew."""
     batches = batches_of(setting.shapes[1], setting)
     model = random_model(setting.model, setting.device, torch.bfloat16)
     table, before = [], flex.KERNEL_OPTIONS
@@ -62,17 +62,17 @@ def kernel_options(setting: Setting) -> list[dict[str, Any]]:
             torch._dynamo.reset()
             flex._compiled.cache_clear()
             flex.KERNEL_OPTIONS = options
-            timed = _Timing.of(
+            timing = _Timing.of(
                 str(options or "torch's own"), _ours("flex", batches, model), len(batches), setting.rounds
             )
-            table += _table([timed], batches, setting)
+            table += _table([timing], batches, setting)
     finally:
         flex.KERNEL_OPTIONS = before
     return table
 
 
 class _Timing:
-    """A contender's measurements; `failure` is the reason if there are none."""
+    """The measurements of a contender. If there are none, `failure` is the reason."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -100,15 +100,15 @@ class _Timing:
         return timing
 
 
-def _table(timed: list[_Timing], batches: Sequence[Batch], setting: Setting) -> list[dict[str, Any]]:
+def _table(timings: list[_Timing], batches: Sequence[Batch], setting: Setting) -> list[dict[str, Any]]:
     groups = flat(batches)
     packed_tokens = packed_work(groups).tokens
     bounds = {
         ROWS: rows_work(groups).tokens / packed_tokens,
         PAIRS: pairs_work(groups, every_position=False).tokens / packed_tokens,
     }
-    first, table = timed[0], []
-    for timing in timed:
+    first, table = timings[0], []
+    for timing in timings:
         row: dict[str, Any] = {"contender": timing.name, "failure": timing.failure}
         if timing.failure is None:
             bound, ratio = bounds.get(timing.name), timing.median / first.median if first.median else None
@@ -127,7 +127,7 @@ def _table(timed: list[_Timing], batches: Sequence[Batch], setting: Setting) -> 
 
 
 def batches_of(case: tuple[int, int, int] | str, setting: Setting) -> list[list[Group]]:
-    """Return one micro-batch of random groups, or three of ragged groups, because these differ."""
+    """Return one micro-batch of random groups, or three of ragged groups, because ragged micro-batches differ."""
     draw, vocabulary = random.Random(0), MODELS[setting.model].vocab_size
     if case == RAGGED:
         groups = ragged_groups(24 if setting.tiny else 96, 2 if setting.tiny else 16, vocabulary, draw, setting.tiny)
@@ -150,9 +150,9 @@ def ragged_groups(count: int, negatives: int, vocabulary: int, draw: random.Rand
     return [group() for _ in range(count)]
 
 
-def _ours(way: str, batches: Sequence[Batch], model: Any) -> Callable[[], Contender]:
-    compiled = way == "compiled"
-    return lambda: ours(model, batches, CHUNK, "varlen" if compiled else way, compiled)
+def _ours(variant: str, batches: Sequence[Batch], model: Any) -> Callable[[], Contender]:
+    compiled = variant == "compiled"
+    return lambda: ours(model, batches, CHUNK, "varlen" if compiled else variant, compiled)
 
 
 def _trl() -> Callable[..., Contender] | None:

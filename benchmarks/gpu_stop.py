@@ -21,7 +21,7 @@ STEPS_BEFORE = 3
 
 
 def seconds_to_exit(setting: Setting) -> list[dict[str, Any]]:
-    """Measure with and without compiled layers; on a CPU, where compiling is slow, only without."""
+    """Measure with and without compiled layers. On a CPU, where compiling is slow, measure only without."""
     return [_stop(setting, compiled) for compiled in ((False,) if setting.tiny else (False, True))]
 
 

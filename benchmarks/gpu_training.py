@@ -1,4 +1,4 @@
-"""Load the trainer's settings for the GPU check from the config's files, without Hydra."""
+"""Build the trainer's settings for the GPU check: those of `hardware` from conf/hardware without Hydra."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,10 +1,10 @@
-"""Measure how far a bfloat16 policy is from its own reference at step 0, on a CPU, by how the reference is scored.
+"""Measure how far a bfloat16 policy is from its own reference at step 0, for two ways to score the reference.
 
     OMP_NUM_THREADS=1 python benchmarks/reference_noise.py
 
-Stored scores come from one group per micro-batch, with all its negatives. Training's hold several groups, with half of
-the negatives. `head` is the arithmetic of the output layer: unchanged; rounded factors with float32 sums, as on a GPU;
-or float32 throughout.
+Stored scores come from micro-batches of one group with all its negatives. Training's micro-batches hold several groups
+with half of the negatives. `head` is the arithmetic of the output layer: unchanged; rounded factors with float32 sums,
+as on a GPU; or float32 throughout. It runs on a CPU.
 """
 
 import random
@@ -38,7 +38,7 @@ def _float32(states: Tensor, weight: Tensor, bias: Any, labels: Tensor, chunk: i
 
 
 HEADS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-    "as it is": nullcontext,
+    "unchanged": nullcontext,
     "float32 sums": lambda: patch.object(log_probs, "_product", _float32_sums),
     "float32": lambda: patch.object(log_probs, "_ChunkedLogProbs", SimpleNamespace(apply=_float32)),
 }
@@ -85,8 +85,10 @@ def main() -> None:
     for name, head in HEADS.items():
         with head():
             policy = scores(model, training, 4)
-            other, same = (margin_std(policy, scores(model, *case)) for case in ((stored, 8), (training, 4)))
-        print(f"head {name}: stored scores {other:.4f}, training's own micro-batches {same:.4f}")
+            from_stored, from_training = (
+                margin_std(policy, scores(model, *case)) for case in ((stored, 8), (training, 4))
+            )
+        print(f"head {name}: stored scores {from_stored:.4f}, training's micro-batches {from_training:.4f}")
 
 
 if __name__ == "__main__":

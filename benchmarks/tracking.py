@@ -5,8 +5,8 @@
 Other arguments are overrides of train.py. The job is computed once without tracking. Then it runs from the store,
 alternately with W&B (offline) and without tracking. A cached job logs everything to W&B again (metrics of every step,
 tables, artifacts, files), so the difference is the cost of logging, without the noise of training. W&B also monitors
-the machine while a job runs; this is measured on a run that idles for a minute. It needs Linux, which can count
-processes that outlive their parent.
+the machine while a job runs. The cost of monitoring is measured on a run that idles for a minute. This script needs
+Linux, which can count processes that outlive their parent.
 """
 
 import argparse
@@ -40,12 +40,12 @@ def cpu_seconds(*command: str) -> float:
     seconds = 0.0
     while True:
         try:
-            pid, status, used = os.wait4(-1, 0)
+            pid, status, usage = os.wait4(-1, 0)
         except ChildProcessError:  # no process is left
             return seconds
         if pid == process.pid and status:
             sys.exit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
-        seconds += used.ru_utime + used.ru_stime
+        seconds += usage.ru_utime + usage.ru_stime
 
 
 def main() -> None:
@@ -64,9 +64,9 @@ def main() -> None:
         print(f"the job: {computed:.0f} s of stages, {records} records of metrics", flush=True)
         added = []
         for number in range(args.rounds):
-            used = {mode: cpu_seconds(*job, *MODES[mode]) for mode in list(MODES)[:: 1 if number % 2 else -1]}
-            added.append(used["wandb"] - used["none"])
-            times = ", ".join(f"{mode} {seconds:.2f} s" for mode, seconds in used.items())
+            by_mode = {mode: cpu_seconds(*job, *MODES[mode]) for mode in list(MODES)[:: 1 if number % 2 else -1]}
+            added.append(by_mode["wandb"] - by_mode["none"])
+            times = ", ".join(f"{mode} {seconds:.2f} s" for mode, seconds in by_mode.items())
             print(f"round {number + 1}, cached, CPU: {times}; added {added[-1]:+.2f} s", flush=True)
         monitoring = cpu_seconds("-c", IDLE, folder, str(MINUTE)) - cpu_seconds("-c", IDLE, folder, "0")
         print(f"monitoring the machine for a minute: {monitoring:.2f} s CPU", flush=True)

@@ -15,14 +15,13 @@ log-probabilities are precomputed for all. The contenders:
 - pairs (plain PyTorch): 2K padded rows, the model's own SDPA attention, logits of every position, as in most trainers.
 - lean pairs: the same with logits of response positions only: the strictest baseline.
 - TRL: compute_loss of its DPOTrainer with the fused head and precomputed reference, the K rows of a prompt in one
-  batch. Without a GPU its fused head also scores the prompt and the padding, and it collects entropy and accuracy, so
-  it does better on a GPU.
+  batch. Without a GPU, TRL's fused head also scores the prompt and the padding, and collects entropy and accuracy. So
+  TRL does better on a GPU.
 
 The bound is the ratio of token counts, pairs / ours: 2K(P+R) / (P+(K+1)R), without padding. Memory is the peak during a
 step minus the memory before it (gradients included): resident on a CPU, allocated on a GPU. `error` is the relative
 difference of a contender's gradient from that of the pairs. Tokens are those of a contender's own rows. `of peak` is
-its model FLOPs / --peak-tflops: 6 per weight and token, and 12 per layer, head dimension and pair of a token with one
-that it attends to (`Work.flops` in workload.py).
+a contender's model FLOPs / --peak-tflops. `Work.flops` in workload.py counts the FLOPs.
 """
 
 import argparse
@@ -84,7 +83,7 @@ def _table(
 ) -> Table:
     bound = pairs_work(groups, True).tokens / packed_work(groups).tokens
     table = Table(title=f"{name}: bound {bound:.2f}x", title_justify="left")
-    columns = ["", "s/step", "ours is faster by", "share of bound", "tokens/s", "MB", "of pairs' MB", "error"]
+    columns = ["", "s/step", "ours is faster by", "fraction of bound", "tokens/s", "MB", "of pairs' MB", "error"]
     for column in columns + (["of peak"] if peak_tflops else []):
         table.add_column(column, justify="left" if not column else "right")
     for contender in contenders:

@@ -1,4 +1,4 @@
-"""The workload of the benchmarks: models with random weights, groups of random tokens, and their FLOPs."""
+"""Build the workload of the benchmarks: models with random weights and groups of random tokens. Count its FLOPs."""
 
 import gzip
 import json
@@ -18,7 +18,7 @@ CHARACTERS_PER_TOKEN = 4
 
 
 def _qwen(hidden: int, layers: int, heads: int, shared: int, intermediate: int, vocabulary: int) -> PretrainedConfig:
-    """Return a config; `shared` is the number of key and value heads."""
+    """Return a config with `shared` key and value heads."""
     return Qwen2Config(
         vocab_size=vocabulary,
         hidden_size=hidden,
@@ -75,7 +75,7 @@ def random_group(lengths: tuple[int, int, list[int]], vocabulary: int, draw: ran
 def dialogue_lengths(
     file: Path, count: int, negatives: int, longest: int, draw: random.Random
 ) -> list[tuple[int, int, list[int]]]:
-    """Draw lengths of prompts and targets of `count` dialogues; negatives are as long as random answers in the file."""
+    """Draw the lengths of `count` dialogues. Negatives are as long as random answers in the file."""
     with (gzip.open if file.suffix == ".gz" else open)(file, "rt") as lines:
         rows = [json.loads(line) for line in lines]
     parse = recognise(rows[0])
@@ -106,7 +106,7 @@ class Work:
     Attributes:
         tokens: tokens that pass through the decoder.
         scored: positions that pass through the output layer.
-        attended: pairs of a token and one that it attends to, itself included.
+        attended: pairs of a token and a token that it attends to, including itself.
     """
 
     tokens: int

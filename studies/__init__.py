@@ -1,1 +1,1 @@
-"""Experiments with the package `selfcontrast`. The package imports none of them. Run them from the checkout."""
+"""Experiments that use the package `selfcontrast`. The package imports none of them. Run them from the checkout."""

@@ -1,11 +1,12 @@
 """Measure the coverage of every interval behind a conclusion, with its Monte Carlo error, on simulated evaluations.
 
-    OMP_NUM_THREADS=1 python -m studies.coverage              # about 8 minutes on one core
+    OMP_NUM_THREADS=1 python -m studies.coverage              # about 7 minutes on one core
     OMP_NUM_THREADS=1 python -m studies.coverage --scale 0.1  # the same cells, with a tenth of the simulations
 
-The nominal level is 95%. *intervals*: the fraction of simulations that gave an interval. Data without
+The nominal level is 95%. The column "intervals" is the fraction of simulations that gave an interval: data without
 variation give none. Coverage is computed over the simulations with an interval. A cell is marked if its coverage is
-outside 95 +- 1.5% by more than two Monte Carlo errors: "high" means too wide, "LOW" means wrong.
+outside 95 +- 1.5% by more than two Monte Carlo errors. "high" means that its intervals are too wide. "LOW" means that
+they miss the true value too often.
 """
 
 import argparse
@@ -86,13 +87,13 @@ Difference = tuple[str, Callable[[np.random.Generator, int], Floats], float]
 
 
 def _wins(better: float, worse: float, each: int) -> Difference:
-    """Compare two systems with these rates of right answers, and with `each` answers per prompt."""
+    """Describe the difference of two systems with these rates of right answers, at `each` answers per prompt."""
     name = f"right {better:g} and {worse:g}, {each} answers each"
     return name, lambda rng, n: (rng.binomial(each, better, n) - rng.binomial(each, worse, n)) / each, better - worse
 
 
 def _grades(rng: np.random.Generator, n: int) -> Floats:
-    """Draw differences of two systems' grades from 1 to 10; most are ties."""
+    """Draw differences of two systems' grades from 1 to 10. Many are ties."""
     quality = rng.normal(8, 1, n)
     first, second = (np.clip(np.round(quality + 0.5 * rng.normal(size=n)), 1, 10) for _ in range(2))
     return first - second
@@ -180,8 +181,8 @@ def confounded(
     for model in models:
         lengths = np.exp(rng.normal(6.8, 0.2, (prompts, each))) + 300 * rng.normal(size=(prompts, each))
         lengths -= opponent[:, None]
-        chance = expit(model + np.tanh(lengths / 1000) + difficulty[:, None])
-        outcomes = (rng.random((prompts, each)) < chance).astype(float)
+        probability = expit(model + np.tanh(lengths / 1000) + difficulty[:, None])
+        outcomes = (rng.random((prompts, each)) < probability).astype(float)
         pairs.append(OutcomePairs(outcomes.ravel(), lengths.ravel(), labels, labels))
     return pairs, difficulty
 
@@ -274,13 +275,13 @@ def claims(scale: float, sizes: Sequence[int] = SIZES) -> Iterator[Cell]:
 
 def false_claims(seeds: int, prompts: int, spread: tuple[float, float, float], families: int) -> float:
     """Return the fraction of families of eight null claims in which at least one is supported."""
-    wrong = 0
+    falsely_supported = 0
     for family in range(families):
         rng = np.random.default_rng([8, family])
         effects = [crossed_mean(crossed_table(rng, seeds, prompts, spread)) for _ in range(8)]
         corrected = holm([effect.p_value for effect in effects])
-        wrong += any(verdict(e, float(p)) == SUPPORTED for e, p in zip(effects, corrected, strict=True))
-    return wrong / families
+        falsely_supported += any(verdict(e, float(p)) == SUPPORTED for e, p in zip(effects, corrected, strict=True))
+    return falsely_supported / families
 
 
 def main() -> None:

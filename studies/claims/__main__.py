@@ -17,11 +17,15 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m studies.claims", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="folder of a run, a sweep, or several")
-    parser.add_argument("--to", metavar="DIR", type=Path, help="folder of the report; by default the only DIR")
+    parser.add_argument(
+        "folders", metavar="DIR", nargs="+", type=Path, help="folder of a run or a sweep, or a folder of several"
+    )
+    parser.add_argument(
+        "--to", metavar="DIR", type=Path, help="folder for the report; default: DIR, if there is only one"
+    )
     args = parser.parse_args(arguments)
     sweep = report_sweep(args.folders, args.to)
-    # Slow to import: mistakes are reported first.
+    # This import is slow, so mistakes are reported first.
     from studies.claims.page import (
         judge_experiments,
         print_claims,

@@ -4,14 +4,14 @@ An effect is a mean, over seeds and prompts, of a contrast between conditions (`
 fine-tuned model. Its interval generalises to other seeds and other prompts (`statistics.crossed`). One rule holds for
 every claim:
 
-- *not supported*: the interval's upper end is below `MARGIN`. This excludes an effect that counts, even if a smaller
-  one is clear.
-- *supported*: not so, the effect is above 0, and its p-value, with Holm's correction for the number of claims tested,
-  is below 1 - confidence (5% at the usual 95%).
-- *inconclusive*: neither. One seed, or numbers that do not vary at all, are always inconclusive: they do not show how
-  much another seed or other prompts would differ.
+- *not supported*: the interval's upper end is below `MARGIN`. This excludes an effect that is large enough to count,
+  even if a smaller effect is clear.
+- *supported*: the upper end is not below `MARGIN`, the effect is above 0, and its p-value is below 1 - confidence (5%
+  at the usual 95%). The p-value has Holm's correction for the number of claims tested.
+- *inconclusive*: every other claim. Results of one seed, or numbers that do not vary at all, are always inconclusive:
+  they do not show how much another seed or other prompts would differ.
 
-The score is a verifier's. Similarity to the target proves nothing, because the filter selects by it.
+Scores come from a verifier. Similarity to the target proves nothing, because the filter selects by similarity.
 """
 
 import json
@@ -31,13 +31,13 @@ from selfcontrast.report.verdict import BASELINE, OURS
 if TYPE_CHECKING:
     from selfcontrast.results import Result
 
-MARGIN = 0.01  # the smallest effect that counts, of the score's range of 1
+MARGIN = 0.01  # the smallest effect that counts; scores range from 0 to 1
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
 
 # Labels of methods in conf/method.
 NO_FILTER, AT_RANDOM, DPO_STD, CONTINUED = "no filter", "random negatives", "DPO_std", "SFT continued"
 EQUAL_TOKENS = "K=1, tokens of the largest K"
-SHARED = ("data", "model", "sft", "adapter", "evaluation")  # jobs that differ in one of these are different experiments
+SHARED = ("data", "model", "sft", "adapter", "evaluation")  # jobs of one experiment agree in these
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Claim:
     """A judged claim.
 
     Attributes:
-        claim: in words.
-        contrast: the conditions that are subtracted from each other, in words.
+        claim: the claim in words.
+        contrast: the compared conditions in words.
         effect: in units of the score.
         p_holm: p-value with Holm's correction for the claims of its experiment.
         verdict: `SUPPORTED`, `NOT_SUPPORTED` or `INCONCLUSIVE`.
@@ -73,10 +73,10 @@ class Claim:
 
 
 class Experiment:
-    """The results that share data, base model, fine-tuning and evaluation. Contrasts are computed within it.
+    """The results that share data, base model, fine-tuning and evaluation. A contrast compares only such results.
 
     Args:
-        results: of any methods and seeds; one for each method, K and seed.
+        results: results of any methods and seeds, one for each method, K and seed.
     """
 
     def __init__(self, results: Sequence["Result"]) -> None:
@@ -88,7 +88,7 @@ class Experiment:
 
     @property
     def ks(self) -> list[int]:
-        """Return the K of the method itself."""
+        """Return the values of K with results of Self-Contrast."""
         return sorted({r.negatives for r in self.results if method(r) == OURS})
 
     @property
@@ -97,7 +97,7 @@ class Experiment:
 
     @property
     def conditions(self) -> list[Condition]:
-        """Return the conditions at the first decoding: the fine-tuned model, the method by K, then the others."""
+        """Return the conditions at the first decoding: the fine-tuned model, Self-Contrast by K, then other methods."""
         policies = {(method(r), r.negatives): None for r in self.results if method(r) in r.prompts["means"]}
         first = self.decodings[0]
         return [Condition(BASELINE, 0, first), *(Condition(name, k, first) for name, k in policies)]
@@ -106,10 +106,13 @@ class Experiment:
         """Return the results that have the condition, by seed."""
         chosen = (condition.method, condition.k)
         results = [r for r in self.results if condition.method == BASELINE or (method(r), r.negatives) == chosen]
-        return {r.seed: r for r in reversed(results)}  # each seed's first result has its fine-tuned model
+        return {r.seed: r for r in reversed(results)}  # a seed's first result stands for its fine-tuned model
 
     def contrast(self, weights: Mapping[Condition, float]) -> Floats | None:
-        """Return sum_c w_c score_c by seed and prompt, [S, P], over the seeds that have all; None if none has."""
+        """Return sum_c w_c score_c by seed and prompt, [S, P], over the seeds that have every condition.
+
+        None if no seed has them all.
+        """
         by_condition = {c: self.results_of(c) for c in weights}
         seeds = sorted(set.intersection(*(set(by_seed) for by_seed in by_condition.values())))
         if not seeds:
@@ -129,7 +132,7 @@ def experiments(results: Sequence["Result"]) -> list[Experiment]:
 
 
 def ambiguities(results: Sequence["Result"]) -> list[str]:
-    """Return why experiments are left out: several settings for a method, or several results for one K and seed."""
+    """Return why groups are left out: scores that are not finite, several settings of a method, or repeated results."""
     return [why for group in _groups(results) if (why := _ambiguity(group))]
 
 
@@ -145,7 +148,7 @@ def _groups(results: Sequence["Result"]) -> list[list["Result"]]:
 
 
 def _ambiguity(group: Sequence["Result"]) -> str:
-    """Return why the group has no clear result for a condition; "" if it has."""
+    """Return why the group has no clear result for some condition; "" if every condition has one."""
     for result in group:
         by_system = result.prompts["means"].values()
         scores = [np.array(values, dtype=np.float64) for means in by_system for values in means.values()]
@@ -179,17 +182,17 @@ def _distinct(results: Sequence["Result"]) -> list["Result"]:
 def claims(experiment: Experiment) -> list[Claim]:
     """Judge the claims that the experiment has the conditions for."""
     measured = []
-    for words, make_contrast in CLAIMS:
-        if made := make_contrast(experiment):
-            contrast, weights = made
+    for claim, make_contrast in CLAIMS:
+        if contrast := make_contrast(experiment):
+            description, weights = contrast
             if (effect := experiment.mean(weights)) is not None:
-                measured.append((words, contrast, effect))
+                measured.append((claim, description, effect))
     p_values = np.array([effect.p_value for _, _, effect in measured])
     known = np.isfinite(p_values)
     p_values[known] = holm(p_values[known])
     return [
-        Claim(words, contrast, effect, float(p), verdict(effect, float(p)))
-        for (words, contrast, effect), p in zip(measured, p_values, strict=True)
+        Claim(claim, description, effect, float(p), verdict(effect, float(p)))
+        for (claim, description, effect), p in zip(measured, p_values, strict=True)
     ]
 
 
@@ -210,7 +213,7 @@ def _scores(result: "Result", condition: Condition) -> Floats:
     return np.array(result.prompts["means"][condition.method][condition.decoding], dtype=np.float64)
 
 
-# ---- the claims: each returns its contrast in words and as weights of conditions, or None if one is missing
+# ---- contrasts: each function describes its contrast and returns weights of conditions; None if a condition is missing
 
 Contrast = tuple[str, dict[Condition, float]]
 
@@ -220,32 +223,36 @@ def _against(experiment: Experiment, other: str, other_k: int, decoding: str | N
     if not experiment.ks:
         return None
     decoding = decoding or experiment.decodings[0]
-    ours, theirs = Condition(OURS, experiment.ks[-1], decoding), Condition(other, other_k, decoding)
-    if not experiment.results_of(theirs):
+    return _difference(experiment, Condition(OURS, experiment.ks[-1], decoding), Condition(other, other_k, decoding))
+
+
+def _difference(experiment: Experiment, first: Condition, second: Condition) -> Contrast | None:
+    """Subtract the second condition from the first."""
+    if not experiment.results_of(second):
         return None
-    return f"{ours.name} minus {theirs.name}, at {decoding}", {ours: 1.0, theirs: -1.0}
+    return f"{first.name} minus {second.name}, at {first.decoding}", {first: 1.0, second: -1.0}
 
 
-def _k_of(experiment: Experiment, name: str) -> int:
+def _largest_k(experiment: Experiment, name: str) -> int:
     """Return the largest K of another method; 0 if it has no results."""
     return max((r.negatives for r in experiment.results if method(r) == name), default=0)
 
 
-def _named(name: str) -> Callable[[Experiment], Contrast | None]:
-    return lambda experiment: _against(experiment, name, _k_of(experiment, name))
+def _against_method(name: str) -> Callable[[Experiment], Contrast | None]:
+    return lambda experiment: _against(experiment, name, _largest_k(experiment, name))
 
 
-def _sft(experiment: Experiment) -> Contrast | None:
+def _against_sft(experiment: Experiment) -> Contrast | None:
     return _against(experiment, BASELINE, 0)
 
 
-def _sharpest(experiment: Experiment) -> Contrast | None:
+def _against_sharpest_sft(experiment: Experiment) -> Contrast | None:
     """Compare with SFT at the sharpest decoding, where a sharper policy has no advantage."""
     sharpest = min(experiment.decodings, key=lambda name: experiment.temperature[name])
     return None if sharpest == experiment.decodings[0] else _against(experiment, BASELINE, 0, sharpest)
 
 
-def _rise(experiment: Experiment) -> Contrast | None:
+def _rise_with_k(experiment: Experiment) -> Contrast | None:
     """Return the rise from the smallest to the largest K along the least-squares line of score on log2 K."""
     ks = experiment.ks
     if len(ks) < 2:
@@ -257,7 +264,7 @@ def _rise(experiment: Experiment) -> Contrast | None:
     return f"rise from K={ks[0]} to K={ks[-1]} along a line in log K, at {decoding}", weights
 
 
-def _same_k(name: str) -> Callable[[Experiment], Contrast | None]:
+def _against_same_k(name: str) -> Callable[[Experiment], Contrast | None]:
     """Subtract another method at the largest K that both have."""
 
     def contrast(experiment: Experiment) -> Contrast | None:
@@ -265,26 +272,25 @@ def _same_k(name: str) -> Callable[[Experiment], Contrast | None]:
         if not common:
             return None
         decoding = experiment.decodings[0]
-        ours, theirs = Condition(OURS, max(common), decoding), Condition(name, max(common), decoding)
-        return f"{ours.name} minus {theirs.name}, at {decoding}", {ours: 1.0, theirs: -1.0}
+        return _difference(experiment, *(Condition(label, max(common), decoding) for label in (OURS, name)))
 
     return contrast
 
 
 CLAIMS: list[tuple[str, Callable[[Experiment], Contrast | None]]] = [
-    ("Self-Contrast beats SFT", _sft),
-    ("Self-Contrast beats standard DPO", _named(DPO_STD)),
-    ("it grows with K", _rise),
-    ("the filter helps", _same_k(NO_FILTER)),
-    ("control: it is not merely fewer candidates", _same_k(AT_RANDOM)),
-    ("control: it is not merely more training", _named(CONTINUED)),
-    ("control: it is not merely sharper", _sharpest),
-    ("control: more negatives are not merely more tokens on the same prompts", _named(EQUAL_TOKENS)),
+    ("Self-Contrast beats SFT", _against_sft),
+    ("Self-Contrast beats standard DPO", _against_method(DPO_STD)),
+    ("it grows with K", _rise_with_k),
+    ("the filter helps", _against_same_k(NO_FILTER)),
+    ("control: it is not merely fewer candidates", _against_same_k(AT_RANDOM)),
+    ("control: it is not merely more training", _against_method(CONTINUED)),
+    ("control: it is not merely sharper", _against_sharpest_sft),
+    ("control: more negatives are not merely more tokens on the same prompts", _against_method(EQUAL_TOKENS)),
 ]
 
 
 def titles(experiments: Sequence[Experiment]) -> list[str]:
-    """Title each experiment by the settings in which it differs from the others ("data.noise=0.0"; "" if single)."""
+    """Title experiments by the settings in which they differ ("data.noise=0.0"). The title of a single one is ""."""
     flat = [dict(_flatten({n: e.results[0].config.get(n) for n in SHARED})) for e in experiments]
     keys = dict.fromkeys(key for settings in flat for key in settings)
     differ = [key for key in keys if len({str(settings.get(key)) for settings in flat}) > 1]

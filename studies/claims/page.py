@@ -38,10 +38,10 @@ ABOUT_METHODS = (
 
 @dataclass(frozen=True)
 class JudgedExperiment:
-    """An experiment's tables.
+    """The tables of one experiment.
 
     Attributes:
-        title: the settings in which it differs from the others; "" for a single one.
+        title: the settings in which it differs from the other experiments; "" for a single experiment.
         claims, methods: rows of the two tables.
         method_heads: heads of the table of methods. They depend on the decodings.
         rule: how the claims are judged.
@@ -59,14 +59,15 @@ class JudgedExperiment:
 def rule(confidence: float) -> str:
     """State how claims are judged at a confidence level."""
     return (
-        f"Not supported: the interval's upper end is below {MARGIN}, the smallest effect that counts. Supported: not "
-        f"so, and the effect is above 0 with p < {1 - confidence:.3g} after Holm's correction for the claims tested. "
-        "Inconclusive: neither. Intervals are over seeds and prompts (crossed random effects)."
+        f"Not supported: the interval's upper end is below {MARGIN}, the smallest effect that counts. Supported: the "
+        f"upper end is not below it, and the effect is above 0 with p < {1 - confidence:.3g} after Holm's correction "
+        "for the claims tested. Inconclusive: all other claims. Intervals are over seeds and prompts (crossed random "
+        "effects)."
     )
 
 
 def judge_experiments(results: Sequence["Result"]) -> list[JudgedExperiment]:
-    """Judge the experiments with several methods or K over two or more seeds. A sweep's own table covers the others."""
+    """Judge the experiments with several methods or K over two or more seeds. A sweep's report covers the others."""
     usable = [e for e in experiments(results) if len(e.conditions) > 2 and len(e.seeds) > 1]
     judged = [
         JudgedExperiment(
@@ -74,8 +75,8 @@ def judge_experiments(results: Sequence["Result"]) -> list[JudgedExperiment]:
         )
         for title, experiment in zip(titles(usable), usable, strict=True)
     ]
-    several = len({method(result) for result in results}) > 1 and len({result.seed for result in results}) > 1
-    return judged + [JudgedExperiment("", [], [], [], left_out=why) for why in ambiguities(results) if several]
+    is_comparison = len({method(result) for result in results}) > 1 and len({result.seed for result in results}) > 1
+    return judged + [JudgedExperiment("", [], [], [], left_out=why) for why in ambiguities(results) if is_comparison]
 
 
 def rules(judged: Sequence[JudgedExperiment]) -> list[str]:
@@ -84,7 +85,7 @@ def rules(judged: Sequence[JudgedExperiment]) -> list[str]:
 
 
 def as_markdown(judged: Sequence[JudgedExperiment]) -> str:
-    parts = ["# The claims\n", *(f"{words}\n" for words in rules(judged))]
+    parts = ["# The claims\n", *(f"{sentence}\n" for sentence in rules(judged))]
     for experiment in judged:
         if experiment.left_out:
             parts.append(f"{NOT_JUDGED} {experiment.left_out}.\n")
@@ -121,8 +122,8 @@ def print_claims(judged: Sequence[JudgedExperiment], folder: Path) -> None:
         for row in experiment.claims:
             table.add_row(row[0], row[2], row[4], row[6])
         show(table)
-    for words in rules(judged):
-        say(words, "italic")
+    for sentence in rules(judged):
+        say(sentence, "italic")
     say("")
     say(f"claims   {text.display_path(folder / 'claims.html')}", wrap=False)
 
@@ -158,14 +159,14 @@ def _method(experiment: Experiment, condition: Condition) -> list[str]:
     if condition.method != BASELINE:
         difference = experiment.mean({condition: 1.0, Condition(BASELINE, 0, condition.decoding): -1.0})
     nlls = [_row(result, condition)["nll"] for result in results]
-    facts = [] if condition.method == BASELINE else [_align(result) for result in results]
+    summaries = [] if condition.method == BASELINE else [_align(result) for result in results]
     return [
         *cells,
         text.interval(asdict(difference), signed=True) if difference else text.NONE,
         text.number(_mean(nlls), 2),
-        text.number(_mean([fact.get("negatives_per_prompt") for fact in facts]), 1),
-        *(text.count(_whole([fact.get(name) for fact in facts])) for name in ("prompts", "tokens")),
-        text.number(_mean([fact.get("seconds") for fact in facts]), 0),
+        text.number(_mean([summary.get("negatives_per_prompt") for summary in summaries]), 1),
+        *(text.count(_rounded_mean([summary.get(name) for summary in summaries])) for name in ("prompts", "tokens")),
+        text.number(_mean([summary.get("seconds") for summary in summaries]), 0),
     ]
 
 
@@ -185,6 +186,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _whole(values: Sequence[float | None]) -> float | None:
+def _rounded_mean(values: Sequence[float | None]) -> float | None:
     mean = _mean(values)
     return None if mean is None else float(round(mean))

@@ -1,6 +1,6 @@
-"""Compute the gradient's error exactly, for a softmax policy over a finite set of responses.
+"""Compute the gradient's error exactly for a softmax policy over a finite set of responses.
 
-Every expectation is a finite sum.
+The error is exact because every expectation is a finite sum.
 
 The policy's log-probability of response a is theta_a minus the log of the sum of all exp(theta). The reward is
 r(a) = beta (log p_theta(a) - log p_ref(a)). The loss of a target a and a negative b is -log sigmoid(r(a) - r(b)). Its
@@ -51,7 +51,7 @@ class BanditSettings:
     def __post_init__(self) -> None:
         check_numbers(self, "theory.bandit")
         if not 1 <= self.good <= self.responses - 2:
-            raise UserError(f"theory.bandit.good={self.good}: use 1 to responses - 2, which leaves two bad responses")
+            raise UserError(f"theory.bandit.good={self.good}: use 1 to responses - 2, so that two are bad")
 
     def build(self) -> "Bandit":
         rng = np.random.default_rng(self.seed)
@@ -65,7 +65,7 @@ class BanditSettings:
 
 @dataclass(frozen=True)
 class PairParts:
-    """The variance of g(a, b), decomposed by Hoeffding: parts due to target, negative and their interaction (`both`).
+    """Hoeffding's decomposition of the variance of g(a, b) into target, negative, and their interaction (`both`).
 
     Attributes:
         squared: ||G||^2, with G the expectation of g.
@@ -77,7 +77,7 @@ class PairParts:
     both: float
 
     def crossed(self, positives: float, negatives: float) -> float:
-        """Return E ||estimate - G||^2 over all pairs of n targets and m negatives of one prompt."""
+        """Return E ||estimate - G||^2 for the mean over all pairs of n targets and m negatives of one prompt."""
         return self.target / positives + self.negative / negatives + self.both / (positives * negatives)
 
     @property
@@ -89,8 +89,8 @@ class PairParts:
     def pairs_per_target(self) -> float:
         """Return how many independent pairs have the same error as one target with unlimited negatives.
 
-        As m grows, the error of n targets against m negatives falls to `target` / n. That of n independent pairs is
-        (`target` + `negative` + `both`) / n.
+        As m grows, the error of n targets against m negatives falls to `target` / n. The error of n independent pairs
+        is (`target` + `negative` + `both`) / n.
         """
         return (self.target + self.negative + self.both) / self.target
 
@@ -137,11 +137,11 @@ class Bandit:
         return PairParts(float(mean @ mean), target, negative, float(total) - target - negative)
 
     def filtered(self, is_false_negative: NDArray[np.bool_], kept_fraction: float) -> "Bandit":
-        """Return the bandit with a filter of the negatives.
+        """Return the bandit with filtered negatives.
 
         Args:
             is_false_negative: responses to filter, [A].
-            kept_fraction: the fraction of their probability that remains, before normalisation.
+            kept_fraction: the fraction of these responses' probability that remains, before normalisation.
         """
         kept = self.negatives * np.where(is_false_negative, kept_fraction, 1.0)
         return Bandit(self.logits, self.reference, self.targets, kept / kept.sum(), self.beta)
@@ -151,7 +151,7 @@ class Bandit:
 
         Args:
             positives: number of targets drawn.
-            negatives: number drawn for each target; with `crossed`, drawn once for all targets.
+            negatives: number of negatives drawn for each target, or once for all targets if `crossed`.
         """
         rng = np.random.default_rng(seed)
         size = len(self.logits)

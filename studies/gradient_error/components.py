@@ -1,7 +1,7 @@
 """Decompose the error of a gradient that is estimated from n prompts with K negatives each.
 
-With g_ij the gradient of the loss of prompt i (with its one target) against negative j, the estimate is
-(1/n) sum_i (1/K) sum_j g_ij, and G its expectation. By the law of total variance
+Let g_ij be the gradient of the loss of prompt i, with its one target, against negative j. The estimate is
+(1/n) sum_i (1/K) sum_j g_ij, and G is its expectation. By the law of total variance
 
     E ||estimate - G||^2 = (A + B / K) / n,     A = E ||E[g_ij | i] - G||^2,     B = E ||g_ij - E[g_ij | i]||^2.
 
@@ -41,7 +41,7 @@ class Components:
     def prompts_needed(self, negatives: float) -> float:
         """Return the number of prompts at which the error equals ||G||^2. With fewer, an estimate is mostly noise.
 
-        Infinite if G cannot be told apart from 0.
+        The number is infinite if `squared`, the estimate of ||G||^2, is not positive.
         """
         return self.error(1, negatives) / self.squared if self.squared > 0 else math.inf
 
@@ -51,9 +51,9 @@ class Components:
         return self.within / self.between if self.between > 0 else math.inf
 
     def worth(self, negatives: float) -> float:
-        """Return how many prompts with one negative have the same error as one with K: (A + B) / (A + B/K).
+        """Return how many prompts with one negative have the same error as one prompt with K: (A + B) / (A + B/K).
 
-        It is at most 1 + B / A for any K.
+        The number is at most 1 + B / A for any K.
         """
         between = max(self.between, 0.0)
         return (between + self.within) / (between + self.within / negatives)
@@ -61,7 +61,7 @@ class Components:
     def best_negatives(self, prompt_tokens: float, response_tokens: float) -> float:
         """Return the K with the least error for a given number of tokens: sqrt(B/A (P + R)/R).
 
-        A group of P + (K+1) R tokens has the error A + B/K. This K minimises the product of both.
+        A group of P + (K+1) R tokens has the error A + B/K. The returned K minimises the product of tokens and error.
         """
         return math.sqrt(self.ratio * (prompt_tokens + response_tokens) / response_tokens)
 
@@ -96,8 +96,8 @@ def _estimate(products: Floats, within: Floats, negatives: int) -> Components:
     prompts = len(within)
     variance = float(within.sum()) / (prompts * (negatives - 1))
     squared = float(products.sum() - np.trace(products)) / (prompts * (prompts - 1))
-    of_means = float(np.trace(products)) / prompts - squared  # A + B/M: E ||mean_i||^2 is ||G||^2 + A + B/M
-    return Components(squared, of_means - variance / negatives, variance)
+    variance_of_means = float(np.trace(products)) / prompts - squared  # A + B/M: E ||mean_i||^2 is ||G||^2 + A + B/M
+    return Components(squared, variance_of_means - variance / negatives, variance)
 
 
 def inner(a: Floats, b: Floats) -> float:
@@ -119,11 +119,11 @@ def slope(step: Floats, uphill: Floats) -> float:
 
 
 def jackknife(estimate: float, without: Floats, confidence: float = 0.95) -> tuple[float, float]:
-    """Return an estimate's interval from its leave-one-out values, [n], by Student's t with n - 1 degrees."""
+    """Return an estimate's interval from its leave-one-out values, [n]. Student's t has n - 1 degrees of freedom."""
     n = len(without)
     error = math.sqrt((n - 1) / n * float(np.square(without - without.mean()).sum()))
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * error
-    return estimate - half, estimate + half
+    half_width = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * error
+    return estimate - half_width, estimate + half_width
 
 
 def pair_gradients(gradients: Floats, log_probs: Floats, reference: Floats, beta: float) -> Floats:

@@ -1,4 +1,4 @@
-"""Run the experiment on a job's own model: fine-tune (or take it from the store), sample, embed, measure."""
+"""Run the experiment on a job's model: fine-tune it or read it from the store, then sample, embed and measure."""
 
 import json
 from collections.abc import Mapping
@@ -64,7 +64,7 @@ def run(parts: Parts, settings: GradientError, config: Mapping[str, Any]) -> The
             response is not the target.
     """
     if not isinstance(parts.generator, Generation):
-        raise UserError("generator: the theory needs many samples per prompt. Use generator=hf or vllm.")
+        raise UserError("generator: the theory needs many samples per prompt. Use generator=hf or generator=vllm.")
     if not isinstance(parts.objective, Contrast):
         raise UserError("objective: the theory needs a preference loss. Use objective=self_contrast.")
     if parts.chosen.candidate:
@@ -98,7 +98,7 @@ def _measure(job: Job, settings: GradientError, beta: float, model: Artifact, sa
 
 
 def _compute_gradients(job: Job, settings: GradientError, model: Artifact, sampled: Iteration) -> ResponseGradients:
-    """Compute the gradients of every response at the start of preference training: the policy is the reference."""
+    """Compute the gradients of every response at the start of preference training, when policy and reference agree."""
     p = job.parts
     p.hardware.apply_threads()
     policy = load_model(model.path / "model", p.model.dtype).eval()
@@ -134,7 +134,7 @@ def select_samples(
     embeddings: Path,
     scorer: CandidateScorer | None,
 ) -> tuple[NDArray[np.bool_], list[Indices]]:
-    """Return which samples the filter keeps, [N, M], and which it draws: per prompt, indices [K] in rank order."""
+    """Return which samples the filter keeps, [N, M], and the indices [K] that it draws per prompt, in rank order."""
     kept, drawn = list[NDArray[np.bool_]](), list[Indices]()
     for _, block in blocks(candidates, embeddings, examples):
         for _, sampled in block:

@@ -1,8 +1,8 @@
-"""The stage theory: measure the parts of the gradient's error, on the bandit and on a fine-tuned model.
+"""Run the stage `theory`: measure the parts of the gradient's error, on the bandit and on a fine-tuned model.
 
 On the model, every quantity is a mean over training prompts, estimated from their sampled responses. The stage also
 measures the gradient's direction: a verifier's score is a function of the responses, so the direction in which it grows
-fastest is known. The gradient's component along it is measured for several choices of negatives.
+fastest is known. The gradient's component along this direction is measured for several choices of negatives.
 """
 
 import json
@@ -69,8 +69,8 @@ class ResponseGradients:
         reference: the reference's log-probabilities, [N, 1 + M].
         scores: the verifier's scores, target first, [N, 1 + M]; None without a verifier.
         kept: samples that the filter keeps, [N, M] bool.
-        drawn: per prompt the indices of the negatives for training, in rank order, [K] with K the pool's size. Empty
-            for prompts that the filter drops; the filter's results leave those out.
+        drawn: for each prompt the indices of the negatives for training, in rank order, [K] with K the pool's size.
+            Empty for prompts that the filter drops. Results with the filter leave these prompts out.
         tokens: mean tokens of a prompt and of a response.
     """
 
@@ -102,15 +102,18 @@ def on_bandit(settings: BanditSettings, negatives: Sequence[int]) -> dict[str, A
         "worth": {str(m): parts.nested.worth(m) for m in negatives},
         "most_balanced": parts.pairs_per_target,
         "curves": curves,
-        "bias": [{"left": left, "squared": _bias(bandit, settings.good, left)} for left in (1.0, 0.5, 0.25, 0.0)],
+        "bias": [{"left": kept, "squared": _bias(bandit, settings.good, kept)} for kept in (1.0, 0.5, 0.25, 0.0)],
     }
 
 
-def _bias(bandit: Bandit, good: int, left: float) -> float:
-    """Return ||E estimate - G||^2 / ||G||^2. G has bad negatives only; the estimate also has `left` of the good."""
+def _bias(bandit: Bandit, good: int, kept_fraction: float) -> float:
+    """Return ||E estimate - G||^2 / ||G||^2.
+
+    G has only bad negatives. The estimate also keeps a fraction of the good ones' probability.
+    """
     is_good = np.arange(len(bandit.logits)) < good
     ideal = bandit.filtered(is_good, 0.0).gradient
-    return float(np.square(bandit.filtered(is_good, left).gradient - ideal).sum() / np.square(ideal).sum())
+    return float(np.square(bandit.filtered(is_good, kept_fraction).gradient - ideal).sum() / np.square(ideal).sum())
 
 
 def on_model(settings: GradientError, measured: ResponseGradients, beta: float) -> dict[str, Any]:
@@ -155,14 +158,14 @@ def _fraction(parts: Components) -> float:
 
 
 def _curves(settings: GradientError, pairs: Floats) -> list[dict[str, float]]:
-    """Measure the error of estimates, drawn without replacement, against the mean of the prompts that are not drawn.
+    """Measure the error of estimates from prompts drawn without replacement. The other prompts' mean replaces G.
 
-    That mean's own noise, (A + B/M) / (N - n), is known and subtracted.
+    The noise of that mean, (A + B/M) / (N - n), is known and subtracted.
     """
     rng = np.random.default_rng(settings.seed)
     parts = components(pairs)
     total, samples, _ = pairs.shape
-    whole = pairs.mean(axis=1)
+    prompt_means = pairs.mean(axis=1)
     curves = []
     for n in settings.estimates:
         for k in settings.negatives:
@@ -172,7 +175,7 @@ def _curves(settings: GradientError, pairs: Floats) -> list[dict[str, float]]:
                 chosen, rest = order[:n], order[n:]
                 columns = np.argsort(rng.random((n, samples)), axis=1)[:, :k]
                 estimate = pairs[chosen[:, None], columns].mean(axis=(0, 1))
-                squared[draw] = np.square(estimate - whole[rest].mean(axis=0)).sum()
+                squared[draw] = np.square(estimate - prompt_means[rest].mean(axis=0)).sum()
             measured = float(squared.mean()) - parts.error(total - n, samples)
             curves.append({"prompts": n, "negatives": k, "formula": parts.error(n, k), "measured": measured})
     return curves
@@ -181,7 +184,7 @@ def _curves(settings: GradientError, pairs: Floats) -> list[dict[str, float]]:
 def _directions(
     settings: GradientError, measured: ResponseGradients, pairs: Floats, beta: float
 ) -> list[dict[str, Any]]:
-    """Return, per choice of negatives, a step's slope towards higher scores and its fraction of false negatives.
+    """Return a step's slope towards higher scores, and the fraction of false negatives, for each choice of negatives.
 
     The score's gradient is E[(score - mean) grad log p(y|x)] over the policy's samples y. A step goes against the
     loss's gradient, so the slope is that of the negative gradient.
@@ -210,7 +213,7 @@ def _directions(
 def _direction(
     settings: GradientError, name: str, step: Floats, uphill: Floats, prompts: NDArray[np.intp], false: float | None
 ) -> dict[str, Any]:
-    """Return a row: the slope of these prompts' step [n, d] towards higher scores, with its interval."""
+    """Return a row of results: the slope of these prompts' step [n, d] towards higher scores, with its interval."""
     row: dict[str, Any] = {"negatives": name, "prompts": len(prompts), "false_negatives": false}
     direction = uphill[prompts]
     value = slope(step, direction) if len(prompts) > 2 else math.nan

@@ -85,12 +85,12 @@ def sentences(theory: "Theory") -> list[str]:
     sentences = [
         f"Fine-tuned model, over {model['prompts']} training prompts: a gradient from n prompts with K negatives each "
         f"has the squared error (A + B/K)/n with B/(A+B) = {_bounds(numbers['negatives_share'])}. A prompt with "
-        f"K = {last} negatives is worth {_bounds(numbers['worth'][last], 2)} prompts with one. The limit for any K is "
-        f"{text.number(numbers['most'], 2)} prompts. With prompts of {text.number(model['tokens'][0], 0)} tokens and "
-        f"responses of {text.number(model['tokens'][1], 0)}, K = {text.number(numbers['best_negatives'], 1)} gives the "
-        "least error per token.",
+        f"K = {last} negatives is worth {_bounds(numbers['worth'][last], 2)} prompts with one negative. The limit for "
+        f"any K is {text.number(numbers['most'], 2)} prompts. With prompts of {text.number(model['tokens'][0], 0)} "
+        f"tokens and responses of {text.number(model['tokens'][1], 0)}, "
+        f"K = {text.number(numbers['best_negatives'], 1)} gives the least error per token.",
         f"Bandit, computed exactly: one target with unlimited negatives is worth "
-        f"{text.number(bandit['most_balanced'], 2)} balanced pairs. Negatives as good as the target add an error "
+        f"{text.number(bandit['most_balanced'], 2)} independent pairs. Negatives as good as the target add an error "
         f"that neither K nor n reduces: {text.number(bandit['bias'][0]['squared'])} of the true gradient's squared "
         f"length without a filter, {text.number(bandit['bias'][1]['squared'])} if a filter removes half of them.",
     ]
@@ -181,14 +181,14 @@ def figure(theory: "Theory") -> Figure:
     return plot
 
 
-def _lines(axes: Axes, curves: Sequence[Mapping[str, float]], group_by: str, points: str, word: str) -> None:
+def _lines(axes: Axes, curves: Sequence[Mapping[str, float]], group_by: str, points: str, unit: str) -> None:
     ks = sorted({int(row["negatives"]) for row in curves})
     for index, n in enumerate(sorted({int(row[group_by]) for row in curves})):
         rows = sorted((row for row in curves if row[group_by] == n), key=lambda row: row["negatives"])
         colour = SERIES[index % len(SERIES)]
         values = [(row["negatives"], row["formula"], row[points]) for row in rows]
         x, line, dots = zip(*values, strict=True)
-        axes.plot(x, line, color=colour, linewidth=1.4, label=f"{n} {word}{'s' if n > 1 else ''}")
+        axes.plot(x, line, color=colour, linewidth=1.4, label=f"{n} {unit}{'s' if n > 1 else ''}")
         axes.plot(x, dots, "o", color=colour, markersize=5, markeredgewidth=0)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
@@ -201,7 +201,7 @@ def _lines(axes: Axes, curves: Sequence[Mapping[str, float]], group_by: str, poi
 
 
 def _count(prompts: float) -> str:
-    """Return the number, rounded up; a dash if it is infinite."""
+    """Return the number rounded up, or a dash if it is infinite."""
     return text.count(float(math.ceil(prompts))) if math.isfinite(prompts) else text.NONE
 
 

@@ -1,1 +1,1 @@
-"""Real text that a small model answers often, with an exact verifier: the second largest number of a GSM8K problem."""
+"""Build data of real text that a small model often answers right, with an exact verifier: numbers in GSM8K problems."""

@@ -3,8 +3,8 @@
 python -m studies.numbers gsm8k/train.jsonl numbers.jsonl     from openai/grade-school-math
 python train.py +experiment=numbers data.path=numbers.jsonl
 
-SmolLM2-135M solves too few GSM8K problems to compare filters on them: nearly all candidates are wrong. This question is
-about the same text, has one right answer, and is answered correctly by a third of its samples.
+SmolLM2-135M solves too few GSM8K problems to compare filters on them: nearly all its candidates are wrong. The question
+about numbers has the same text and one right answer. A third of the model's samples give this answer.
 """
 
 import argparse
@@ -21,7 +21,7 @@ QUESTION = "List the numbers in this text. Which one is the second largest?"
 
 
 def row(problem: str) -> dict[str, str] | None:
-    """Return prompt, target and answer; None for a long problem, or one without three to five different numbers."""
+    """Return prompt, target and answer; None for a long problem, equal numbers, or not three to five numbers."""
     numbers = NUMBER.findall(problem)
     by_value = {float(number.replace(",", "")): number for number in numbers}
     if len(problem) > MAX_CHARACTERS or len(by_value) != len(numbers) or not 3 <= len(numbers) <= 5:
@@ -34,7 +34,7 @@ def row(problem: str) -> dict[str, str] | None:
 
 def rows(problems: Iterable[str], limit: int = ROWS) -> list[dict[str, str]]:
     """Return the first `limit` rows in a shuffled order, the same on every machine."""
-    usable = [made for problem in problems if (made := row(problem))]
+    usable = [record for problem in problems if (record := row(problem))]
     random.Random(0).shuffle(usable)
     return usable[:limit]
 
@@ -45,9 +45,9 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="the file to write")
     args = parser.parse_args()
     problems = [json.loads(line)["question"] for line in args.gsm8k.read_text(encoding="utf-8").splitlines()]
-    written = rows(problems)
-    args.out.write_text("".join(json.dumps(made) + "\n" for made in written), encoding="utf-8")
-    print(f"{args.out}: {len(written)} rows of {len(problems)} problems")
+    records = rows(problems)
+    args.out.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    print(f"{args.out}: {len(records)} rows of {len(problems)} problems")
 
 
 if __name__ == "__main__":

@@ -38,14 +38,14 @@ SPEEDS = Path(__file__).parent / "throughput.yaml"
 
 
 def experiments(names: Sequence[str]) -> list[str]:
-    """Return the named experiments: one, all of a data set, or all. Raise `UserError` for an unknown name."""
-    every = [f"{data}/{method}" for data in DATA for method in METHODS]
+    """Expand names into experiments: "all", a data set, or one experiment. Raise `UserError` for an unknown name."""
+    labels = [f"{data}/{method}" for data in DATA for method in METHODS]
     named: list[str] = []
     for name in names:
-        chosen = every if name == "all" else [label for label in every if name in (label, label.partition("/")[0])]
+        chosen = labels if name == "all" else [label for label in labels if name in (label, label.partition("/")[0])]
         if not chosen:
             raise UserError(
-                f"{name}: no such experiment. Give all, one of {', '.join(DATA)}, or a name such as {every[3]}."
+                f"{name}: no such experiment. Give all, one of {', '.join(DATA)}, or a name such as {labels[3]}."
             )
         named += [label for label in chosen if label not in named]
     return named
@@ -66,12 +66,12 @@ def jobs(experiment: str, overrides: Sequence[str]) -> list[list[str]]:
     return [[*args, f"negatives={count}"] for count in KS]
 
 
-def command(experiment: str, overrides: Sequence[str], *more: str) -> list[str]:
-    """Return train.py's arguments for all jobs of an experiment."""
+def command(experiment: str, overrides: Sequence[str], *launcher: str) -> list[str]:
+    """Return train.py's arguments for all jobs of an experiment. `launcher` holds overrides of Hydra's launcher."""
     args = [*choices(experiment), *overrides]
     several = len(jobs(experiment, overrides)) > 1
     swept = [f"negatives={','.join(map(str, KS))}"] if several else []
-    return [*(["-m"] if several or more else []), *more, *args, *swept]
+    return [*(["-m"] if several or launcher else []), *launcher, *args, *swept]
 
 
 def composed(overrides: Sequence[str]) -> DictConfig:
@@ -87,7 +87,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="print the plan, and run nothing")
     parser.add_argument("--hardware", help=f"estimate hours from the speeds of this entry of {SPEEDS.name}")
     parser.add_argument("--measured", type=Path, metavar="RUN", help="estimate hours from the speeds of this run")
-    parser.add_argument("--speed", action="append", default=[], metavar="KIND=N", help="a speed, per GPU and second")
+    parser.add_argument(
+        "--speed", action="append", default=[], metavar="KIND=N", help="speed of a kind of work, per GPU and second"
+    )
     parser.add_argument("--prompts", type=int, help="number of training prompts, if the data cannot be read here")
     parser.add_argument("--evaluated", type=int, help="number of evaluation prompts, if the data cannot be read here")
     parser.add_argument("--prompt-tokens", type=float, help="mean tokens of a prompt, if the data cannot be read here")
@@ -118,12 +120,12 @@ def show(names: Sequence[str], overrides: Sequence[str], args: argparse.Namespac
     from selfcontrast.planning.plan import DataReader, plan
     from studies.paper.terminal import AGENTS, print_commands, print_plan
 
-    known, counted, read = speeds(args), set[str](), DataReader()
+    measured, counted, reader = speeds(args), set[str](), DataReader()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # hide its retries; a failure is reported once
     sizes = {name: getattr(args, name) for name in ("prompts", "evaluated", "prompt_tokens", "response_tokens")}
     for experiment in names:
-        planned = [plan(composed(job), read) for job in jobs(experiment, overrides)]
-        print_plan(experiment, planned, known, counted, {**sizes, "parameters": args.parameters})
+        planned = [plan(composed(job), reader) for job in jobs(experiment, overrides)]
+        print_plan(experiment, planned, measured, counted, {**sizes, "parameters": args.parameters})
         commands = {
             "one node": ["python", "train.py", *command(experiment, overrides)],
             "SLURM": ["python", "train.py", *command(experiment, overrides, *SLURM)],
@@ -134,7 +136,7 @@ def show(names: Sequence[str], overrides: Sequence[str], args: argparse.Namespac
 
 
 def run(names: Sequence[str], overrides: Sequence[str]) -> int:
-    """Run each experiment in turn. Stop at the first that fails."""
+    """Run the experiments one after another. Stop at the first that fails."""
     for experiment in names:
         command_line = [sys.executable, str(CONF.parent / "train.py"), *command(experiment, overrides)]
         sys.stderr.write(f"== {experiment}\n")
@@ -152,17 +154,19 @@ def call(command_line: Sequence[str]) -> int:
         received.append(number)
         terminal = sys.stdin is not None and sys.stdin.isatty() and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
         for child in children:
-            if number != signal.SIGINT or not terminal:  # Ctrl-C reaches the whole group
+            if number != signal.SIGINT or not terminal:  # Ctrl-C also reaches the child
                 child.send_signal(number)
 
     before = {number: signal.signal(number, forward) for number in FORWARDED}
     try:
         with subprocess.Popen(command_line) as child:
             children.append(child)
-            for number in received:  # before the child was started
+            for number in received:  # signals from before the child was started
                 child.send_signal(number)
             while (code := child.poll()) is None:
-                time.sleep(POLL)  # `wait` would miss a signal that comes just before it blocks, until the child ends
+                time.sleep(
+                    POLL
+                )  # `wait` would handle a signal that comes just before it blocks only when the child ends
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

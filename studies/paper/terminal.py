@@ -16,10 +16,14 @@ def print_plan(
     experiment: str,
     jobs: Sequence[Planned],
     speeds: Mapping[str, float],
-    seen: set[str],
+    printed: set[str],
     sizes: Mapping[str, float | int | None],
 ) -> None:
-    """Print the stages of all jobs, each once. Stages in `seen`, counted by other experiments, are marked as shared."""
+    """Print every stage of the jobs once. Mark stages in `printed` as shared, and add the others to it.
+
+    Args:
+        printed: stages of the experiments that were printed before.
+    """
     job_sizes = sizes_of(jobs[0], **sizes)
     table = columns("stage", "", "work", "GPU-hours", "disk", left=2)
     total: list[float | None] = []
@@ -31,16 +35,16 @@ def print_plan(
             if key in counted:
                 continue
             counted.add(key)
-            if step.artifact.cached or key in seen:
-                how = "in the store" if step.artifact.cached else "shared"
-                table.add_row(_label(step, planned, jobs), how, "", "", "")
+            if step.artifact.cached or key in printed:
+                state = "in the store" if step.artifact.cached else "shared"
+                table.add_row(_label(step, planned, jobs), state, "", "", "")
                 continue
             needed = work(step, planned.parts, job_sizes)
             duration = hours(needed, speeds)
             total.append(duration)
             disk.append(needed.disk)
             table.add_row(_label(step, planned, jobs), "to do", _amount(needed), _hours(duration), _bytes(needed.disk))
-    seen |= counted
+    printed |= counted
     table.add_row("", "", "", "", "")
     table.add_row("total", f"{len(total)} of {len(counted)} to do", "", _sum(total, _hours), _sum(disk, _bytes))
     say("")
@@ -56,17 +60,19 @@ def print_plan(
 
 
 def print_commands(commands: Mapping[str, Sequence[str]]) -> None:
-    for name, words in commands.items():
-        say(f"{name:<11} {shlex.join(words)}", wrap=False)
+    for name, args in commands.items():
+        say(f"{name:<11} {shlex.join(args)}", wrap=False)
     if AGENTS in commands:
-        say(f"{'':<11} wandb agent ID   # the ID that this prints; once per machine, with a shared store", wrap=False)
+        say(
+            f"{'':<11} wandb agent ID   # on each machine: the ID that `wandb sweep` prints, a shared store", wrap=False
+        )
 
 
 def _label(step: PlannedStage, planned: Planned, jobs: Sequence[Planned]) -> str:
     several = len({job.parts.negatives for job in jobs}) > 1
     measured = step.stage in ("evaluate", "divergence", "answers", "benchmark")
-    of_policy = step.stage == "align" or (measured and not step.label.endswith(" SFT"))
-    return f"{step.label}, K = {planned.parts.negatives}" if several and of_policy else step.label
+    depends_on_k = step.stage == "align" or (measured and not step.label.endswith(" SFT"))
+    return f"{step.label}, K = {planned.parts.negatives}" if several and depends_on_k else step.label
 
 
 def _amount(needed: Work) -> str:

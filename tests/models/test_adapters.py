@@ -1,4 +1,4 @@
-"""LoRA: initialisation, trained parameters, merging, and the checks before any compute."""
+"""Test LoRA: its initialisation, trained parameters, merging, and the checks before any compute."""
 
 import copy
 import sys
@@ -31,7 +31,7 @@ def with_random_b(policy: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_lora_wrap_starts_at_the_base_model(name: str) -> None:
+def test_lora_wrap_keeps_the_log_probs_of_the_base_model(name: str) -> None:
     plain, packed = POLICIES[name](), pack(groups(3, 2))
     wrapped = lora().wrap(copy.deepcopy(plain), seed=0).eval()
     assert torch.equal(response_log_probs(wrapped, packed, 7), response_log_probs(plain, packed, 7))
@@ -48,7 +48,7 @@ def test_gradients_reach_only_the_adapters(name: str, checkpointing: bool) -> No
     reached = {n for n, p in policy.named_parameters() if p.grad is not None and bool(p.grad.any())}
     assert reached == {n for n, _ in policy.named_parameters() if "lora_" in n}
     layers = sum(isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D" for m in POLICIES[name]().modules())
-    assert len(reached) == 2 * (layers - 1)  # all but the output layer
+    assert len(reached) == 2 * (layers - 1)  # A and B of every linear layer except the output layer
 
 
 def test_lora_update_is_alpha_over_rank_times_b_a() -> None:
@@ -91,7 +91,7 @@ def test_no_adapter_returns_the_policy() -> None:
     assert all(p.requires_grad for p in policy.parameters())
 
 
-def test_at_returns_the_adapter_of_the_stage() -> None:
+def test_lora_at_returns_no_adapter_for_unlisted_stages() -> None:
     both, align = lora(stages=["sft", "align"]), lora(stages=["align"])
     assert (both.at("sft"), both.at("align")) == (both, both)
     assert (align.at("sft"), align.at("align")) == (NoAdapter(), align)
@@ -118,7 +118,7 @@ def test_lora_trains_only_the_target_modules() -> None:
     adapter.check(SCRATCH)
     trained = {n for n, p in adapter.wrap(llama(), 0).named_parameters() if p.requires_grad}
     assert {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in trained} == {"q_proj", "up_proj"}
-    assert len(trained) == 2 * 2 * 2  # two layers of two matrices each in two blocks
+    assert len(trained) == 2 * 2 * 2  # A and B of two layers in each of two blocks
 
 
 def test_lora_check_random_weights_in_sft_raise() -> None:

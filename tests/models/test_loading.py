@@ -1,4 +1,4 @@
-"""Base models and policy folders."""
+"""Test base models and policy folders."""
 
 import json
 import shutil
@@ -61,7 +61,7 @@ def test_from_scratch_start_is_seeded() -> None:
     assert first.config.max_position_embeddings == 64
 
 
-def test_from_scratch_dtype_is_that_of_the_weights() -> None:
+def test_from_scratch_weights_have_the_configured_dtype() -> None:
     model, _ = replace(SCRATCH, dtype="bfloat16").start(CORPUS, 0)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
@@ -72,7 +72,7 @@ def test_from_scratch_invalid_settings_raise(wrong: dict[str, Any]) -> None:
         replace(SCRATCH, **wrong)
 
 
-def test_chat_template_from_a_file(tmp_path: Path) -> None:
+def test_chat_template_file_equals_inline_template(tmp_path: Path) -> None:
     (tmp_path / "custom.jinja").write_text(TEMPLATE)
     from_file = replace(SCRATCH, chat_template=str(tmp_path / "custom.jinja"))
     from_file.check()
@@ -112,7 +112,7 @@ def test_save_policy_in_shared_prompt_mode_resets_attention(tmp_path: Path) -> N
     assert AutoModelForCausalLM.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
 
 
-def test_load_model_and_tokenizer(folder: Path) -> None:
+def test_load_model_returns_eval_mode_and_requested_dtype(folder: Path) -> None:
     model = load_model(folder, "bfloat16")
     assert model.dtype == torch.bfloat16
     assert not model.training
@@ -136,7 +136,7 @@ def test_pretrained_start_loads_the_folder(folder: Path) -> None:
     assert tokenizer_.chat_template == TEMPLATE
 
 
-def test_pretrained_chat_template_replaces_the_tokenizers(folder: Path) -> None:
+def test_pretrained_chat_template_replaces_that_of_the_tokenizer(folder: Path) -> None:
     other = TEMPLATE.replace("<|assistant|>", "<|assistant|>\n").replace(
         "{{ message.role }}|>", "{{ message.role }}|>\n"
     )
@@ -181,9 +181,9 @@ def test_pretrained_fingerprint_depends_on_content_not_path(folder: Path, tmp_pa
     assert pretrained(moved).fingerprint() != base.fingerprint()
 
 
-# --- the package's chat templates, and added tokens
+# --- chat templates of the package, and added tokens
 
-TALK: Any = [
+DIALOGUE: Any = [
     {"role": "user", "content": "One?"},
     {"role": "assistant", "content": "Two."},
     {"role": "user", "content": "Three?"},
@@ -207,15 +207,15 @@ TALK: Any = [
     ],
 )
 def test_package_templates_render_as_the_reference(folder: Path, template: str, prompt: str, answer: str) -> None:
-    """The reference implementation renders like this for sampling. Here training and evaluation do so, too."""
+    """The reference implementation samples with this rendering. This package also trains and evaluates with it."""
     added = [] if template == "zephyr" else ["<|end_of_turn|>"]
     model = pretrained(folder, chat_template=template, added_tokens=added)
     model.check()
     _, tokenizer_ = model.start([], 0)
     renderer = Renderer(tokenizer_)
-    assert tokenizer_.decode(renderer.prompt(TALK)) == prompt
-    assert tokenizer_.decode(renderer.response(TALK, "Four.")) == answer
-    system: Any = [{"role": "system", "content": "Be brief."}, *TALK[:1]]
+    assert tokenizer_.decode(renderer.prompt(DIALOGUE)) == prompt
+    assert tokenizer_.decode(renderer.response(DIALOGUE, "Four.")) == answer
+    system: Any = [{"role": "system", "content": "Be brief."}, *DIALOGUE[:1]]
     prompt_text = tokenizer_.decode(renderer.prompt(system))
     assert prompt_text.startswith(
         "<|system|>\nBe brief.<|end|>\n<|user|>" if template == "zephyr" else "Be brief.<|end_of_turn|>GPT4"

@@ -1,4 +1,4 @@
-"""Chunked log-probabilities against a plain log-softmax, and the self-check at the start of a run."""
+"""Compare chunked log-probabilities with a plain log-softmax, and test the self-check at the start of a run."""
 
 import weakref
 from typing import Any
@@ -44,15 +44,15 @@ def draw(tokens: int, width: int, vocabulary: int, dtype: torch.dtype) -> tuple[
 @pytest.mark.parametrize("chunk_size", [1, 3, 10, 100])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_chunked_log_probs_equal_log_softmax(chunk_size: int, with_bias: bool) -> None:
-    hidden, weight, drawn, labels = draw(10, 5, 13, torch.float64)
-    inputs = (hidden, weight, drawn) if with_bias else (hidden, weight)
-    bias = drawn if with_bias else None
+    hidden, weight, random_bias, labels = draw(10, 5, 13, torch.float64)
+    inputs = (hidden, weight, random_bias) if with_bias else (hidden, weight)
+    bias = random_bias if with_bias else None
     actual = _ChunkedLogProbs.apply(hidden, weight, bias, labels, chunk_size, torch.float64)
     logits = nn.functional.linear(hidden, weight, bias)
     expected = torch.stack([logits[i].log_softmax(-1)[label] for i, label in enumerate(labels.tolist())])
     torch.testing.assert_close(actual, expected)
     upstream = torch.randn(10, dtype=torch.float64)
-    # Twice, because the first backward pass uses the kept logits of the last chunk, and the second recomputes them.
+    # The first backward pass uses the saved logits of the last chunk. The second recomputes them.
     for _ in range(2):
         for grad, exact in zip(
             torch.autograd.grad(actual, inputs, upstream, retain_graph=True),
@@ -92,7 +92,8 @@ def test_bfloat16_inputs_return_float32() -> None:
     actual = _ChunkedLogProbs.apply(hidden, weight, None, labels, 16, torch.bfloat16)
     assert actual.dtype == torch.float32
     exact = (hidden.double() @ weight.double().T).log_softmax(-1).gather(-1, labels[:, None])[:, 0]
-    # A logit of up to 32 is rounded to 8 bits. The error is at most 2^-8 of it, in the label's logit and in the sum.
+    # bfloat16 rounds a logit of up to 32 by at most 2^-8 of its size. The label's logit and the log-sum-exp have this
+    # error.
     assert float((actual.double() - exact).detach().abs().max()) < 2 * 32 * 2**-8
     actual.sum().backward()
     assert weight.grad is not None
@@ -149,10 +150,10 @@ def test_memory_does_not_grow_with_length_times_vocabulary() -> None:
         with MemoryPeak() as memory:
             _ChunkedLogProbs.apply(hidden, weight, None, labels, chunk, torch.float32).sum().backward()
         peaks.append(memory.peak)
-    longer = 512 - 64
+    more_tokens = 512 - 64
     assert peaks[0] >= chunk * vocabulary
     assert peaks[0] <= 4 * chunk * vocabulary + 64 * 10 * width
-    assert peaks[1] - peaks[0] <= longer * 10 * width  # longer * vocabulary would be 25 times larger
+    assert peaks[1] - peaks[0] <= more_tokens * 10 * width  # more_tokens * vocabulary would be 25 times larger
 
 
 def test_bfloat16_gradients_are_accumulated_in_float32() -> None:
@@ -166,7 +167,7 @@ def test_bfloat16_gradients_are_accumulated_in_float32() -> None:
     assert weight.grad.flatten().tolist() == [tokens / 2, -tokens / 2]  # onehot - softmax = (1/2, -1/2) each
 
 
-def test_token_and_response_log_probs_of_a_model() -> None:
+def test_response_log_probs_equal_sums_of_a_plain_forward_pass() -> None:
     model = llama()
     packed = pack(GROUPS)
     tokens = token_log_probs(model, packed, 4)
@@ -178,7 +179,7 @@ def test_token_and_response_log_probs_of_a_model() -> None:
     torch.testing.assert_close(sums.sum(), tokens.sum())
 
 
-def test_tied_embeddings_and_an_output_bias() -> None:
+def test_gradients_with_tied_embeddings_or_output_bias_are_exact() -> None:
     for model in (llama(tie_word_embeddings=True), PhiForCausalLM(PhiConfig(**SHAPE))):
         if model.lm_head.bias is not None:
             nn.init.normal_(model.lm_head.bias)
@@ -202,7 +203,7 @@ def test_self_check_passes_and_restores_training_mode() -> None:
 
 def test_self_check_different_values_raise() -> None:
     class ShiftedLogits(LlamaForCausalLM):
-        """A model whose plain forward pass adds 1 to one logit. Packed rows go through `model` and are unaffected."""
+        """A model whose plain forward pass adds 1 to one logit. Packed rows skip this pass, so they are unaffected."""
 
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             output = super().forward(*args, **kwargs)
@@ -223,7 +224,7 @@ def test_self_check_nan_raises() -> None:
 
 @pytest.mark.parametrize("change", [LogitChange(0.25), LogitChange(cap=2.0), LogitChange(0.5, 3.0)], ids=str)
 @pytest.mark.parametrize("chunk_size", [3, 100])
-def test_logit_change_values_and_gradients(change: LogitChange, chunk_size: int) -> None:
+def test_logit_change_equals_plain_operations(change: LogitChange, chunk_size: int) -> None:
     hidden, weight, bias, labels = draw(10, 5, 13, torch.float64)
     actual = _ChunkedLogProbs.apply(hidden, weight, bias, labels, chunk_size, torch.float64, change)
     logits = change.scale * nn.functional.linear(hidden, weight, bias)

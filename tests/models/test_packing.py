@@ -1,4 +1,4 @@
-"""Packing against a plain loop over tokens."""
+"""Compare packing with a plain loop over tokens."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ GROUPS = st.lists(
 )
 
 
-def test_pack_by_hand() -> None:
+def test_pack_equals_values_by_hand() -> None:
     packed = pack([Group("a", [1, 2], [3, 4], [[5], [6, 7]]), Group("b", [8], [9], [])])
     assert packed.ids == ("a", "b")
     assert packed.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9]]
@@ -27,7 +27,7 @@ def test_pack_by_hand() -> None:
     assert packed.mask.tolist() == [[True, True], [False, False]]
 
 
-def test_pack_without_sharing_by_hand() -> None:
+def test_pack_without_sharing_equals_values_by_hand() -> None:
     groups = [Group("a", [1, 2], [3, 4], [[5], [6, 7]]), Group("b", [8], [9], [])]
     packed, shared = pack(groups, sharing=False), pack(groups)
     assert packed.input_ids.tolist() == [[1, 2, 3, 4, 1, 2, 5, 1, 2, 6, 7, 8, 9]]
@@ -42,8 +42,8 @@ def test_pack_without_sharing_by_hand() -> None:
         assert torch.equal(actual, expected) if isinstance(actual, torch.Tensor) else actual == expected
 
 
-def test_sharing_bound_by_hand() -> None:
-    # Separate rows have (3 * 2 + 5) + (1 + 1) tokens, packed groups (2 + 5) + (1 + 1).
+def test_sharing_bound_equals_value_by_hand() -> None:
+    # Separate rows have (3 * 2 + 5) + (1 + 1) tokens. Packed groups have (2 + 5) + (1 + 1).
     assert sharing_bound([Group("a", [1, 2], [3, 4], [[5], [6, 7]]), Group("b", [8], [9], [])]) == 13 / 9
     assert sharing_bound([Group("b", [8], [9], [])]) == 1
 
@@ -75,7 +75,7 @@ def test_sum_per_response_equals_a_loop(groups: list[Group]) -> None:
     assert torch.equal(sum_per_response(values, packed), expected)
 
 
-def test_layout_groups_without_negatives_share_nothing() -> None:
+def test_layout_group_without_negatives_shares_no_prompt() -> None:
     layout = pack([Group("a", [1, 2], [3], []), Group("b", [4], [5], [[6]])]).layout
     assert layout.sharing == ((3, 4, 6),)
     assert layout.segment.tolist() == [0, 0, 0, 1, 2, 3]
@@ -83,7 +83,7 @@ def test_layout_groups_without_negatives_share_nothing() -> None:
     assert layout.longest == 3
 
 
-def test_to_moves_every_tensor() -> None:
+def test_packed_to_moves_every_tensor() -> None:
     packed = pack([Group("a", [1, 2], [3], [[4, 5], [6]])]).to("meta")
     layout = packed.layout
     for tensor in (packed.input_ids, packed.mask, packed.lengths, layout.segment, layout.prompt, layout.position):

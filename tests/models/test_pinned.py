@@ -1,4 +1,4 @@
-"""Models on the hub: their commit is in the key, and this commit is loaded. A local cache replaces the hub."""
+"""Test that a hub model's commit is in the stage's key, and that this commit is loaded. A local cache acts as hub."""
 
 import pickle
 import shutil
@@ -31,7 +31,7 @@ COMMITS = ("a" * 40, "b" * 40)
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Create a hub cache with two commits of a model. The branch main is at the first."""
+    """Create a hub cache with two commits of a model. The branch main points to the first commit."""
     root = tmp_path / "hub"
     for seed, commit in enumerate(COMMITS):
         policy_folder(root / "models--somebody--a-model" / "snapshots" / commit, seed)
@@ -68,7 +68,7 @@ def test_pretrained_loads_the_keyed_commit_after_the_branch_moved(cache: Path) -
     expected, _ = pretrained(COMMITS[0]).start([], 0)
     set_branch(cache, COMMITS[1])
     hub.resolve_commit.cache_clear()
-    unpickled: Pretrained = pickle.loads(pickle.dumps(model))  # as for a Ray actor
+    unpickled: Pretrained = pickle.loads(pickle.dumps(model))  # as Ray does for an actor
     for copy in (model, unpickled):
         assert torch.equal(copy.start([], 0)[0].lm_head.weight, expected.lm_head.weight)
 
@@ -143,8 +143,6 @@ def test_encoder_and_reward_model_are_keyed_by_their_commit(cache: Path, tmp_pat
 
 def test_cached_model_with_integer_weights_raises(cache: Path) -> None:
     from safetensors.torch import load_file, save_file
-
-    from selfcontrast.errors import UserError
 
     file = cache / "models--somebody--a-model" / "snapshots" / COMMITS[0] / "model.safetensors"
     weights = load_file(file)

@@ -1,4 +1,4 @@
-"""A tiny classifier with random weights as a reward model: batches, lengths, and unsuitable models."""
+"""Test reward models with a tiny random classifier: batches, lengths, and unsuitable models."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +52,7 @@ def rewards(model: RewardModel) -> Any:
 
 
 def test_rewards_equal_single_forward_passes(folder: Path) -> None:
-    """Compare with the classifier on each rendered dialogue alone, without padding."""
+    """Compare batches with one forward pass of the classifier per rendered dialogue, without padding."""
     model, tokenizer_ = AutoModelForSequenceClassification.from_pretrained(str(folder)).eval(), tokenizer()
     expected = []
     for dialogue, text in RESPONSES:
@@ -67,7 +67,7 @@ def test_rewards_equal_single_forward_passes(folder: Path) -> None:
     np.testing.assert_allclose(rewards(reward_model(folder, batch_size=4)), expected, atol=1e-5)
 
 
-def test_long_dialogue_is_read_from_its_end(folder: Path) -> None:
+def test_long_dialogue_keeps_its_last_tokens(folder: Path) -> None:
     truncated = rewards(reward_model(folder, max_tokens=6))
     assert not np.allclose(truncated, rewards(reward_model(folder)))
     model, tokenizer_ = AutoModelForSequenceClassification.from_pretrained(str(folder)).eval(), tokenizer()
@@ -79,9 +79,9 @@ def test_long_dialogue_is_read_from_its_end(folder: Path) -> None:
 
 @torch.inference_mode()
 def rewards_at_last_position(folder: Path, max_tokens: int) -> list[float]:
-    """Return rewards by a plain forward pass over each row padded to `max_tokens`, read at the last position.
+    """Run a plain forward pass over each row, padded to `max_tokens`. Return the rewards at the last position.
 
-    A longer row keeps its first token and its last ones.
+    A longer row keeps its first token and its last `max_tokens` - 1 tokens.
     """
     model, tokenizer_ = LlamaForSequenceClassification.from_pretrained(str(folder)).eval(), tokenizer()
     values = []
@@ -108,8 +108,8 @@ def lengths() -> list[int]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
-def test_read_at_published_is_the_last_position_of_the_padded_row(folder: Path, batch_size: int) -> None:
-    """The longest row is shorter than, one token short of, as long as, or longer than `max_tokens`."""
+def test_read_at_published_reads_last_position_of_padded_row(folder: Path, batch_size: int) -> None:
+    """The loop covers `max_tokens` above, at, and below the length of the longest row."""
     assert len(set(lengths())) > 2
     for max_tokens in (128, max(lengths()) + 1, max(lengths()), max(lengths()) - 1, min(lengths())):
         values = rewards(reward_model(folder, read_at="published", max_tokens=max_tokens, batch_size=batch_size))
@@ -123,16 +123,16 @@ def test_read_at_changes_reward_and_fingerprint(folder: Path) -> None:
 
 
 def test_unsuitable_models_raise(tmp_path: Path) -> None:
-    two = classifier_folder(tmp_path / "two", labels=2)
-    with pytest.raises(UserError, match=r"reward_model\.path=.*two has 2 outputs.*num_labels=1"):
-        reward_model(two).check()
+    two_outputs = classifier_folder(tmp_path / "two_outputs", labels=2)
+    with pytest.raises(UserError, match=r"reward_model\.path=.*two_outputs has 2 outputs.*num_labels=1"):
+        reward_model(two_outputs).check()
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"reward_model\.path=.*empty: "):
         reward_model(tmp_path / "empty").check()
     with pytest.raises(UserError, match=r"reward_model\.path=\./nowhere"):
         reward_model(Path("nowhere"), path="./nowhere").check()
-    silent = reward_model(classifier_folder(tmp_path / "silent", template=False))
-    with pytest.raises(UserError, match="no chat template"), silent.open("cpu"):
+    no_template = reward_model(classifier_folder(tmp_path / "no_template", template=False))
+    with pytest.raises(UserError, match="no chat template"), no_template.open("cpu"):
         pass
 
 

@@ -1,4 +1,4 @@
-"""Models in which responses cannot share a prompt: separate rows against one plain forward pass per sequence."""
+"""Test models in which responses cannot share a prompt: compare their rows with one plain pass per sequence."""
 
 import copy
 from pathlib import Path
@@ -70,7 +70,7 @@ CONFIGS: dict[str, tuple[Any, str]] = {
 
 
 def float64_model(config: Any) -> nn.Module:
-    """Build a model in float64 with random weights, and with attention and experts in plain Python."""
+    """Build a float64 model with random weights. Its attention and its experts use the eager implementation."""
     torch.manual_seed(0)
     options = {"attn_implementation": "eager"} if config.model_type != "mamba" else {}
     model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float64, **options)
@@ -85,7 +85,7 @@ def float64_model(config: Any) -> nn.Module:
 
 
 def separate_passes(model: nn.Module, groups: list[Group]) -> Tensor:
-    """Return log-probabilities [B, K + 1] by one forward pass per sequence."""
+    """Return log-probabilities [B, K + 1] from one forward pass per sequence."""
     columns = max(len(group.responses) for group in groups)
     sums = torch.zeros(len(groups), columns, dtype=torch.float64)
     for row, group in enumerate(groups):
@@ -104,10 +104,10 @@ def test_log_probs_equal_one_forward_pass_per_sequence(name: str) -> None:
     for groups in (ragged(0), ragged(1, (2,)), ragged(2, (0, 0))):
         with torch.no_grad():
             expected = separate_passes(plain, groups)
-        for sharing in (True, False):  # a row with shared prompts is split
+        for sharing in (True, False):  # with sharing=True, the packed row is split into separate rows
             with torch.no_grad():
                 actual = response_log_probs(model, pack(groups, sharing), chunk_size=16)
-            assert relative(actual, expected) <= 1e-6  # every model computes norms and rotations in float32
+            assert relative(actual, expected) <= 1e-6  # some operations, such as norms, use float32
     assert not is_shared(model)
 
 
@@ -123,7 +123,7 @@ def test_gradients_equal_one_forward_pass_per_sequence(name: str, sharing: bool)
 @pytest.mark.parametrize(
     "config", [CohereConfig(**SHAPE, logit_scale=0.25), GraniteConfig(**SHAPE, logits_scaling=4.0)]
 )
-def test_scaled_logits_with_shared_prompts(config: Any) -> None:
+def test_scaled_logits_with_shared_prompts_equal_separate_passes(config: Any) -> None:
     plain, model, groups = float64_model(config), float64_model(config), ragged(4)
     actual, expected = response_log_probs(model, pack(groups), chunk_size=7), separate_passes(plain, groups)
     assert is_shared(model)
@@ -135,12 +135,12 @@ def test_use_shared_prompt_applies_soft_caps_that_sdpa_ignores(tmp_path: Path) -
     model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(GEMMA2))
     assert model.config._attn_implementation == "sdpa"
     ids = torch.tensor([[1, 2, 3, 4]])
-    without = model(ids).logits
+    uncapped = model(ids).logits
     use_shared_prompt(model)
     capped = model(ids).logits
-    assert relative(without, capped) > 1e-3
+    assert relative(uncapped, capped) > 1e-3
     model.save_pretrained(tmp_path)
-    torch.testing.assert_close(load_model(tmp_path)(ids).logits, capped)  # sampling and training use the same model
+    torch.testing.assert_close(load_model(tmp_path)(ids).logits, capped)  # sampling loads models with load_model
 
 
 def test_self_check_passes_with_separate_rows() -> None:

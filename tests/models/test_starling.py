@@ -17,10 +17,11 @@ TEXTS = ["Hello there, what now?", "A pear, and two apples.", "No."]
 
 
 class PublishedModel(nn.Module):
-    """The model card's code: the body under two names, and a head.
+    """The published model, as its model card defines it: one body under two names, and a reward head.
 
-    `forward` reads the reward at the last token. The published code reads it before the first token with the id that
-    the tokenizer returns first for "<unk>", which is <s>. This token is at position 0, so position -1 is read.
+    `forward` reads the reward at the last token. `published` follows the published code: this code encodes "<unk>",
+    takes the first id, and reads the reward at the position before the first token with this id. The id is that of
+    <s>, which stands at position 0. So position -1 is read.
     """
 
     def __init__(self, body: LlamaForCausalLM) -> None:
@@ -67,15 +68,15 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Published
 def test_convert_rewards_equal_the_published_weights(
     published: tuple[Path, PublishedModel, Any], tmp_path: Path
 ) -> None:
-    """Dialogues are rendered as in the reference implementation, after the <s> that a Llama tokenizer puts first."""
+    """Dialogues are rendered as in the reference implementation. A Llama tokenizer puts <s> before them."""
     folder, model, tokenizer = published
     convert(folder / "starling", folder / "llama", tmp_path / "out", "float32")
-    talk: Any = [
+    dialogue: Any = [
         {"role": "user", "content": TEXTS[0]},
         {"role": "assistant", "content": TEXTS[1]},
         {"role": "user", "content": TEXTS[2]},
     ]
-    responses = [(talk[:1], TEXTS[1]), (talk[:1], "No."), (talk, "A pear")]
+    responses = [(dialogue[:1], TEXTS[1]), (dialogue[:1], "No."), (dialogue, "A pear")]
     with RewardModel(str(tmp_path / "out"), None, "float32", 200, "last_token", False, 2).open("cpu") as reward:
         rewards = reward(responses)
     with RewardModel(str(tmp_path / "out"), None, "float32", 200, "published", False, 2).open("cpu") as reward:
@@ -94,7 +95,9 @@ def test_convert_rewards_equal_the_published_weights(
     assert all(abs(a - b) > 1e-3 for a, b in zip(padded, expected, strict=True))
 
 
-def test_convert_body_stored_once_or_twice(published: tuple[Path, PublishedModel, Any], tmp_path: Path) -> None:
+def test_convert_body_stored_once_or_twice_gives_equal_files(
+    published: tuple[Path, PublishedModel, Any], tmp_path: Path
+) -> None:
     folder, model, _ = published
     kept = {name: value for name, value in model.state_dict().items() if not name.startswith("transformer.")}
     (tmp_path / "starling").mkdir()
@@ -114,8 +117,8 @@ def test_convert_unsuitable_folders_raise(
     with pytest.raises(UserError, match=r"--body .*nowhere"):
         convert(folder / "starling", tmp_path / "nowhere", tmp_path / "out")
     (tmp_path / "half").mkdir()
-    half = {name: value for name, value in model.state_dict().items() if "layers.1." not in name}
-    torch.save(half, tmp_path / "half" / "model.bin")
+    incomplete = {name: value for name, value in model.state_dict().items() if "layers.1." not in name}
+    torch.save(incomplete, tmp_path / "half" / "model.bin")
     with pytest.raises(UserError, match=r"model\.bin .*model\.layers\.1\."):
         convert(tmp_path / "half", folder / "llama", tmp_path / "out")
     with pytest.raises(SystemExit, match=r"error: .*\*\.bin"):

@@ -1,4 +1,4 @@
-"""Loading files with missing, renamed, misshapen or unusable weights raises an error with their names."""
+"""Test that loading files with missing, renamed, misshapen or unusable weights raises an error that names a weight."""
 
 import json
 import math
@@ -115,7 +115,7 @@ def test_reward_model_damaged_weights_refused(kind: str, classifier: Path, tmp_p
 
 
 def test_reward_model_without_a_trained_head_refused(policy: Path, tmp_path: Path) -> None:
-    """Loaded as a classifier, a causal model would get a random head."""
+    """A causal model that is loaded as a classifier would get a random head."""
     folder = shutil.copytree(policy, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_labels": 1, "id2label": {"0": "LABEL_0"}}))
@@ -128,7 +128,7 @@ def encoder(path: Path) -> SentenceEncoder:
     return SentenceEncoder(str(path), None, "", None, "float32", 256, "cut", False, 8, [])
 
 
-# A missing weight would be in the pooler, which is unused.
+# "one missing" would remove a weight of the pooler, which the encoder does not use.
 @pytest.mark.parametrize("kind", [name for name in DAMAGE if name != "one missing"])
 def test_encoder_damaged_weights_refused(kind: str, tmp_path: Path) -> None:
     change, line = DAMAGE[kind]
@@ -163,7 +163,7 @@ def test_judge_damaged_weights_refused(policy: Path, tmp_path: Path) -> None:
     ("name", "shape"),
     [("model.layers.0.self_attn.q_proj.bias", (32,)), ("model.layers.7.mlp.up_proj.weight", (64, 32))],
 )
-def test_load_model_config_that_leaves_weights_out_refused(
+def test_load_model_files_with_unknown_weights_refused(
     name: str, shape: tuple[int, ...], policy: Path, tmp_path: Path
 ) -> None:
     """The files have a bias or a layer that the config does not have."""
@@ -178,7 +178,7 @@ def test_load_model_unknown_head_is_left_out(policy: Path, tmp_path: Path) -> No
 
 
 def test_load_model_of_a_bare_gpt2_body_loads(tmp_path: Path) -> None:
-    """The hub's gpt2 holds only the body, without its prefix. The tied output layer is not a missing weight."""
+    """The hub's gpt2 has only the body's weights, without the prefix "transformer.". The output layer is tied."""
     model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=32))
     model.transformer.save_pretrained(str(tmp_path))
     assert torch.equal(load_model(tmp_path).transformer.wte.weight, model.transformer.wte.weight)
@@ -192,20 +192,20 @@ def test_load_model_bert_folder_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn], ids=str)
-def test_is_finite_of_every_type(dtype: torch.dtype) -> None:
-    fine = torch.linspace(-2, 2, 12).to(dtype).view(3, 4)
-    assert is_finite(fine)
-    assert is_finite(fine[:0])
+def test_is_finite_detects_nan_and_infinity_in_every_dtype(dtype: torch.dtype) -> None:
+    values = torch.linspace(-2, 2, 12).to(dtype).view(3, 4)
+    assert is_finite(values)
+    assert is_finite(values[:0])
     for bad in (math.nan, *([] if dtype.itemsize == 1 else [math.inf, -math.inf])):  # float8_e4m3fn has no infinity
-        fine = fine.clone()
-        fine[1, 2] = torch.tensor(bad).to(dtype)
-        assert not is_finite(fine)
+        values = values.clone()
+        values[1, 2] = torch.tensor(bad).to(dtype)
+        assert not is_finite(values)
 
 
 def test_check_weights_integer_buffers_are_accepted(policy: Path, tmp_path: Path) -> None:
-    """GPT-2's mask is called attn.bias, and BERT's positions belong to no layer."""
-    more = {"h.0.attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.uint8), "embeddings.position_ids": torch.arange(4)}
-    check_weights(copy_with(policy, tmp_path / "model", lambda weights: {**weights, **more}), "model.path")
+    """GPT-2 stores its mask as attn.bias, and BERT stores its positions. Both are integers but no weights."""
+    buffers = {"h.0.attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.uint8), "embeddings.position_ids": torch.arange(4)}
+    check_weights(copy_with(policy, tmp_path / "model", lambda weights: {**weights, **buffers}), "model.path")
 
 
 def test_check_weights_quantized_model_may_hold_integers(policy: Path, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_check_weights_quantized_model_may_hold_integers(policy: Path, tmp_path:
     check_weights(folder, "model.path")
 
 
-def test_load_model_of_a_training_that_diverged_refused(tmp_path: Path) -> None:
+def test_load_model_with_nan_from_diverged_training_refused(tmp_path: Path) -> None:
     model = llama()
     model.model.norm.weight.data[0] = torch.nan
     save_policy(tmp_path / "model", model, tokenizer(), "")

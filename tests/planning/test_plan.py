@@ -1,4 +1,4 @@
-"""Plan jobs without computing: their stages, the keys that they share, and data that cannot be read."""
+"""Test plans of jobs: their stages, the keys that jobs share, and data that cannot be read."""
 
 from pathlib import Path
 
@@ -41,12 +41,13 @@ def keys_of(tmp_path: Path, *overrides: str) -> dict[str, str]:
     return {step.label: step.artifact.key for step in planned.steps}
 
 
-def test_plan_iterations_share_stages_by_setting(tmp_path: Path) -> None:
-    """The first iteration equals a job with one. In the second, a setting changes its stages and later ones."""
+def test_plan_iteration_setting_changes_keys_of_second_iteration(tmp_path: Path) -> None:
+    """The first iteration has the keys of a job with one iteration. A setting changes only keys of the second."""
     iterations = ("iterations=2", "generator.prompts=32")
     first = {f"iteration-1/{stage}" for stage in ITERATION_STAGES} | {"evaluate Self-Contrast iteration 1"}
-    usual, alone = keys_of(tmp_path, *iterations), keys_of(tmp_path, "generator.prompts=32")
-    assert {usual[f"iteration-1/{stage}"] for stage in ITERATION_STAGES} == {alone[stage] for stage in ITERATION_STAGES}
+    usual, single = keys_of(tmp_path, *iterations), keys_of(tmp_path, "generator.prompts=32")
+    first_keys = {usual[f"iteration-1/{stage}"] for stage in ITERATION_STAGES}
+    assert first_keys == {single[stage] for stage in ITERATION_STAGES}
     for setting, same in (
         ("reference_over_iterations=initial", {"generate", "embed", "filter"}),
         ("prompts_over_iterations=disjoint", set[str]()),
@@ -55,10 +56,10 @@ def test_plan_iterations_share_stages_by_setting(tmp_path: Path) -> None:
         keys = keys_of(tmp_path, *iterations, setting)
         assert {label for label in first | set(ITERATION_STAGES) if keys[label] == usual[label]} == first | same
         assert set(keys) - set(usual) == ({"gather"} if setting == "negatives_over_iterations=all" else set())
-        assert keys_of(tmp_path, "generator.prompts=32", setting) == alone
+        assert keys_of(tmp_path, "generator.prompts=32", setting) == single
 
 
-def test_plan_jobs_of_other_k_share_stages_before_align(tmp_path: Path) -> None:
+def test_plan_jobs_with_different_k_share_stages_before_align(tmp_path: Path) -> None:
     read = DataReader()
     first, second = (plan(composed(*SMALL, f"negatives={k}", f"store={tmp_path}", "output=out"), read) for k in (1, 8))
     keys = [{step.label: step.artifact.key for step in planned.steps} for planned in (first, second)]
@@ -67,7 +68,7 @@ def test_plan_jobs_of_other_k_share_stages_before_align(tmp_path: Path) -> None:
     assert len(read.cache) == 1
 
 
-def test_plan_each_reference_has_its_own_stages(tmp_path: Path) -> None:
+def test_plan_reference_setting_changes_only_reference_and_later_stages(tmp_path: Path) -> None:
     read = DataReader()
     plans = {
         name: {step.label: step.artifact.key for step in plan(cfg, read).steps}
@@ -86,7 +87,7 @@ def test_plan_each_reference_has_its_own_stages(tmp_path: Path) -> None:
 
 
 def test_plan_checkpoints_add_stages_and_keep_keys(tmp_path: Path) -> None:
-    """Checkpoints run no benchmark. Stages that do not depend on training keep their keys."""
+    """No benchmark runs on checkpoints. Stages that do not depend on training keep their keys."""
     read = DataReader()
     small = (*SMALL, f"store={tmp_path}", "output=out")
     none, four = (
@@ -118,9 +119,9 @@ def test_plan_failed_check_is_an_obstacle(tmp_path: Path) -> None:
 
 
 def test_plan_command_prints_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    read, seen = DataReader(), set[str]()
+    read, printed_keys = DataReader(), set[str]()
     jobs = [plan(composed(*SMALL, f"negatives={k}", f"store={tmp_path}", "output=out"), read) for k in (1, 8)]
-    print_plan("own", jobs, {"train": 1e9}, seen, {"prompts": 3600})
+    print_plan("own", jobs, {"train": 1e9}, printed_keys, {"prompts": 3600})
     output = capsys.readouterr().out
     assert "own: 2 jobs" in output
     assert output.count("sft ") == 1
@@ -128,7 +129,7 @@ def test_plan_command_prints_stages(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "align, K = 8" in output
     assert "3,600 training prompts" in output
     assert "no measured speed for generate, score, embed" in output
-    print_plan("again", jobs, {"train": 1e9}, seen, {"prompts": 3600})
+    print_plan("again", jobs, {"train": 1e9}, printed_keys, {"prompts": 3600})
     again = capsys.readouterr().out
     assert "to do" not in again.replace("0 of", "").replace("to do", "", 1)
     assert "0 of" in again

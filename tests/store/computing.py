@@ -1,4 +1,4 @@
-"""Functions that compute artifacts, for the tests of the store."""
+"""Provide functions that compute artifacts, for the tests of the store."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def write(text: str = "content") -> Callable[[Path], dict[str, Any]]:
-    """Return a function that writes one file in a subfolder, and whose summary is the file's length."""
+    """Return a function that writes one file into a subfolder and returns the length of `text` as its summary."""
 
     def compute(folder: Path) -> dict[str, Any]:
         (folder / "sub").mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""A store with artifacts of two runs, for the tests of its commands."""
+"""Provide a store with artifacts of two runs, for the tests of its commands."""
 
 import shutil
 from pathlib import Path

@@ -2,7 +2,7 @@
 
 python shard_worker.py ROOT LOG
 
-It imports nothing heavy, because the tests start many.
+This module imports nothing heavy, because the tests start it in many processes.
 """
 
 import hashlib
@@ -37,9 +37,9 @@ def get_artifact(root: Path, log_file: Path) -> None:
                 partial = file.with_suffix(".writing")
                 partial.write_bytes(shard(number))
                 os.replace(partial, file)
-        with open(folder / "whole", "wb") as whole:
+        with open(folder / "whole", "wb") as file_of_all:
             for number in range(SHARDS):
-                whole.write((shards / f"{number:02}").read_bytes())
+                file_of_all.write((shards / f"{number:02}").read_bytes())
         return {"shards": SHARDS}
 
     Store(root).get(Stage("stage", 1, {}, {}, compute))

@@ -1,4 +1,4 @@
-"""Compare the store with a model of a few dictionaries, after any history of computing, failing, damage and pruning."""
+"""Compare the store with a model made of dictionaries, after random computations, failures, damage and pruning."""
 
 import shutil
 import tempfile
@@ -19,17 +19,17 @@ Numbers = st.integers(0, 2)
 
 
 class Histories(RuleBasedStateMachine):
-    """Two stages: base(n), and top(m) computed from base(n). A run uses its artifacts until the run is forgotten."""
+    """A machine with two stages: base(n), and top(m), computed from base(n). Rule `forget` deletes a run's folder."""
 
     @initialize()
     def begin(self) -> None:
         self.folder = Path(tempfile.mkdtemp())
         self.root = self.folder / "store"
         self.root.mkdir()
-        self.published: dict[Any, bool] = {}  # identity → whether it is intact
+        self.published: dict[Any, bool] = {}  # identity → whether the artifact is intact
         self.shards: dict[Any, int] = {}  # identity → shards kept by attempts that failed
         self.runs: dict[int, set[Any]] = {}  # run → artifacts that it uses
-        self.existing: set[int] = set()
+        self.existing_runs: set[int] = set()
         self.computed: list[Any] = []
 
     def teardown(self) -> None:
@@ -78,7 +78,7 @@ class Histories(RuleBasedStateMachine):
         base = ("base", n)
         self._get(self._store(run), ("top", m, base) if top else base)
         self.runs.setdefault(run, set()).update({base, ("top", m, base)} if top else {base})
-        self.existing.add(run)
+        self.existing_runs.add(run)
 
     @rule(n=Numbers)
     def fail(self, n: int) -> None:
@@ -86,30 +86,30 @@ class Histories(RuleBasedStateMachine):
             with pytest.raises(RuntimeError):
                 self._get(Store(self.root), ("base", n), fail=True)
 
-    @rule(n=Numbers, how=st.sampled_from(["truncated", "foreign", "missing", "manifest"]))
-    def damage(self, n: int, how: str) -> None:
+    @rule(n=Numbers, kind=st.sampled_from(["truncated", "foreign", "missing", "manifest"]))
+    def damage(self, n: int, kind: str) -> None:
         if not self.published.get(("base", n), False):
             return
         folder = self._get(Store(self.root), ("base", n)).path
-        if how == "truncated":
+        if kind == "truncated":
             (folder / "content").write_text("")
-        elif how == "foreign":
+        elif kind == "foreign":
             (folder / "more").touch()
         else:
-            (folder / ("content" if how == "missing" else "manifest.json")).unlink()
+            (folder / ("content" if kind == "missing" else "manifest.json")).unlink()
         self.published["base", n] = False
 
     @rule(run=Numbers)
     def forget(self, run: int) -> None:
         shutil.rmtree(self.folder / f"run-{run}", ignore_errors=True)
-        self.existing.discard(run)
+        self.existing_runs.discard(run)
 
     @rule()
     def prune(self) -> None:
         for entry in choose(Catalog.read(self.root), PruneQuery()):
             assert delete(self.root, entry, used=False)
         sweep(self.root)
-        self.runs = {run: used for run, used in self.runs.items() if run in self.existing}
+        self.runs = {run: used for run, used in self.runs.items() if run in self.existing_runs}
         needed = set().union(*self.runs.values())
         self.shards.clear()
         self.published = {identity: intact for identity, intact in self.published.items() if identity in needed}

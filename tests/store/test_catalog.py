@@ -30,7 +30,7 @@ def test_catalog_entries_report_state_size_users_and_owner(used_store: UsedStore
     assert sft.bytes == 5 + (used_store.sft.path / MANIFEST).stat().st_size
     assert sft.runs == (used_store.root.parent / "one",)
     assert {e.key for e in catalog.made_from(sft)} == {used_store.generate.key, used_store.k1.key, used_store.k8.key}
-    assert entry(catalog, f"align/{used_store.k8.key}").runs == ()  # its run's folder is gone
+    assert entry(catalog, f"align/{used_store.k8.key}").runs == ()  # the folder of its run is gone
     (partial,) = [e for e in catalog.entries if e.state == "abandoned"]
     assert partial.bytes == 7 + (partial.folder / "begun_with.json").stat().st_size
     assert partial.owner
@@ -39,7 +39,7 @@ def test_catalog_entries_report_state_size_users_and_owner(used_store: UsedStore
         assert entry(Catalog.read(used_store.root), partial.name).state == "in progress"
 
 
-def test_apart_returns_settings_that_differ_within_stage(used_store: UsedStore) -> None:
+def test_differing_settings_compares_with_other_artifacts_of_stage(used_store: UsedStore) -> None:
     catalog = Catalog.read(used_store.root)
     assert catalog.differing_settings(entry(catalog, f"sft/{used_store.sft.key}")) == {"optim.lr": "0.001"}
     assert catalog.differing_settings(entry(catalog, f"align/{used_store.k8.key}")) == {"negatives": "8"}
@@ -55,7 +55,7 @@ def test_apart_returns_settings_that_differ_within_stage(used_store: UsedStore) 
     }
 
 
-def test_apart_omits_inputs_of_other_inputs(used_store: UsedStore) -> None:
+def test_differing_settings_omits_inputs_that_another_input_uses(used_store: UsedStore) -> None:
     other = Store(used_store.root).get(Stage("generate", 1, {"samples": 4}, {"sft": used_store.old}, write()))
     artifact = Store(used_store.root).get(
         Stage("align", 1, {"negatives": 1, "seed": 1}, {"sft": used_store.old, "negatives": other}, write())
@@ -65,12 +65,12 @@ def test_apart_omits_inputs_of_other_inputs(used_store: UsedStore) -> None:
         "inputs.sft": f"sft/{used_store.old.key}"
     }
     assert catalog.differing_settings(entry(catalog, f"align/{artifact.key}")) == {
-        "negatives": "1",  # the setting, which has the role's name
+        "negatives": "1",  # the setting, which has the same name as an input
         "inputs.negatives": f"generate/{other.key}",
     }
 
 
-def test_find_accepts_unique_prefix_and_refuses_others(used_store: UsedStore) -> None:
+def test_catalog_find_needs_a_unique_prefix(used_store: UsedStore) -> None:
     catalog = Catalog.read(used_store.root)
     assert catalog.find(used_store.k1.key[:8]).key == used_store.k1.key
     assert catalog.find(f"align/{used_store.k1.key[:8]}").key == used_store.k1.key

@@ -1,4 +1,4 @@
-"""The code that artifacts are computed by: which files count, and what is reported and recomputed when they change."""
+"""Test the record of the code that computes artifacts: its files, and what happens when they change."""
 
 import sys
 import time
@@ -31,7 +31,10 @@ FILES = {
 
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package whose module `till` imports all others except `unused`: one of them in a function, one in a circle."""
+    """Create a package whose module `till` imports all others except `unused`, directly or through another module.
+
+    One import is inside a function, and one closes a cycle.
+    """
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -49,14 +52,14 @@ def clear_caches() -> None:
 def test_code_of_module_lists_imported_files_of_its_package(shop: Path) -> None:
     assert set(code_of(["shop.till"])) == {name for name in FILES if "__init__" not in name} - {"shop/unused.py"}
     assert set(code_of(["shop.tax"])) == {"shop/tax.py"}
-    assert not {name for name in sys.modules if name.partition(".")[0] == "shop"}  # found without importing them
+    assert not {name for name in sys.modules if name.partition(".")[0] == "shop"}  # `code_of` imports no module
 
 
 def test_code_of_modules_without_files_is_empty() -> None:
     assert code_of(["__main__", "sys", "json.nothing", "no_such_package.module"]) == {}
 
 
-def test_code_of_type_checking_imports_is_empty(shop: Path) -> None:
+def test_code_of_omits_type_checking_imports(shop: Path) -> None:
     (shop / "tax.py").write_text(
         "from typing import TYPE_CHECKING\n"
         "if TYPE_CHECKING:\n    from shop import till\nelse:\n    from shop import prices\n"
@@ -77,7 +80,7 @@ def test_changed_lists_differing_files(shop: Path) -> None:
 
 @dataclass(frozen=True)
 class Part:
-    share: float
+    fraction: float
 
 
 def test_stage_code_covers_its_module_and_components() -> None:
@@ -86,7 +89,7 @@ def test_stage_code_covers_its_module_and_components() -> None:
     assert any(name.endswith("test_code.py") for name in stage.code)
 
 
-def test_key_of_own_class_ignores_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stage_key_ignores_module_of_class_from_this_package(monkeypatch: pytest.MonkeyPatch) -> None:
     assert class_name(Store) == "Store"
     key = Stage("stage", 1, {"part": Part(0.5)}, {}, never).key
     monkeypatch.setattr(Part, "__module__", "selfcontrast.one")
@@ -95,7 +98,7 @@ def test_key_of_own_class_ignores_its_module(monkeypatch: pytest.MonkeyPatch) ->
     assert Stage("stage", 1, {"part": Part(0.5)}, {}, never).key == key_in_package != key
 
 
-def test_key_of_foreign_class_includes_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stage_key_depends_on_module_of_class_from_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = set()
     for module in ("mine.one", "mine.two"):
         monkeypatch.setattr(Part, "__module__", module)
@@ -103,7 +106,7 @@ def test_key_of_foreign_class_includes_its_module(monkeypatch: pytest.MonkeyPatc
     assert len(keys) == 2
 
 
-def test_code_of_accepts_half_saved_and_namespace_modules(shop: Path) -> None:
+def test_code_of_accepts_syntax_errors_and_namespace_packages(shop: Path) -> None:
     (shop / "tax.py").write_text("rate = (\n")
     (shop / "__init__.py").unlink()
     assert set(code_of(["shop.tax"])) == {"shop/tax.py"}
@@ -128,11 +131,11 @@ def test_manifest_records_code(tmp_path: Path) -> None:
     assert read_manifest(artifact.path)["code"] == code_of(["selfcontrast.errors"])
 
 
-# --- computing again
+# --- recomputing
 
 
 def chain(store: Store, text: str = "one", again_before: float = 0.0, history: str = "") -> list[Artifact]:
-    """Return three artifacts, each a copy of the one before; the first holds `text`."""
+    """Return three artifacts. The first holds `text`. Each of the others copies the one before it."""
 
     def first(folder: Path) -> None:
         (folder / "text").write_text(text)
@@ -147,25 +150,25 @@ def chain(store: Store, text: str = "one", again_before: float = 0.0, history: s
     return artifacts
 
 
-FUTURE = time.time() + 1e6  # artifacts made before this time are computed again
+FUTURE = time.time() + 1e6  # passed as `again_before`: artifacts made before this time are recomputed
 
 
 def texts(artifacts: list[Artifact]) -> list[str]:
     return [(artifact.path / "text").read_text() for artifact in artifacts]
 
 
-def test_get_again_with_new_result_recomputes_dependents(tmp_path: Path) -> None:
+def test_recomputed_artifact_with_new_result_recomputes_dependents(tmp_path: Path) -> None:
     store = Store(tmp_path)
     keys = [artifact.key for artifact in chain(store)]
-    again = chain(store, "two", FUTURE)
-    assert texts(again) == ["two"] * 3
-    assert [artifact.cached for artifact in again] == [False] * 3
-    assert [artifact.key for artifact in again] == keys
-    assert all(artifact.cached for artifact in chain(store, "three"))  # cached, so "three" is not written
+    recomputed = chain(store, "two", FUTURE)
+    assert texts(recomputed) == ["two"] * 3
+    assert [artifact.cached for artifact in recomputed] == [False] * 3
+    assert [artifact.key for artifact in recomputed] == keys
+    assert all(artifact.cached for artifact in chain(store, "three"))  # all are cached, so "three" is not written
 
 
-def test_get_again_with_same_result_keeps_dependents(tmp_path: Path) -> None:
-    """A history has timings, which no stage reads."""
+def test_recomputed_artifact_with_same_result_keeps_dependents(tmp_path: Path) -> None:
+    """history.json holds timings, which no stage reads."""
     chain(Store(tmp_path), history="1 s")
     assert [artifact.cached for artifact in chain(Store(tmp_path), again_before=FUTURE, history="2 s")] == [
         False,
@@ -174,13 +177,13 @@ def test_get_again_with_same_result_keeps_dependents(tmp_path: Path) -> None:
     ]
 
 
-def test_get_again_before_keeps_newer_artifact(tmp_path: Path) -> None:
-    store, begun = Store(tmp_path), time.time() - 1
-    assert not chain(store, again_before=begun)[0].cached
-    assert all(artifact.cached for artifact in chain(store, "two", begun))
+def test_get_again_before_keeps_artifact_made_after_that_time(tmp_path: Path) -> None:
+    store, start = Store(tmp_path), time.time() - 1
+    assert not chain(store, again_before=start)[0].cached
+    assert all(artifact.cached for artifact in chain(store, "two", start))
 
 
-def test_get_again_failing_keeps_old_artifact(tmp_path: Path) -> None:
+def test_failed_recomputation_keeps_old_artifact(tmp_path: Path) -> None:
     store = Store(tmp_path)
     chain(store)
     with pytest.raises(AssertionError, match="computed again"):
@@ -207,7 +210,7 @@ def test_resume_state_of_other_inputs_is_deleted(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         store.get(Stage("fifth", 1, {}, {"input": other}, interrupted))
     assert store.get(Stage("fifth", 1, {}, {"input": other}, resume)).summary == {"resumed": True}
-    assert not list(tmp_path.glob("*/*/begun_with.json"))  # only working folders have this file
+    assert not list(tmp_path.glob("*/*/begun_with.json"))  # a published artifact does not have this file
 
 
 def test_resume_state_of_other_code_is_deleted_when_recomputing(
@@ -235,11 +238,11 @@ def test_get_input_recomputed_meanwhile_raises(tmp_path: Path) -> None:
     store = Store(tmp_path)
     first, *_ = chain(store)
 
-    def overtaken(folder: Path) -> None:
+    def recompute_input(folder: Path) -> None:
         chain(Store(tmp_path), "two", FUTURE)
 
     with pytest.raises(UserError, match="another process recomputed its input"):
-        store.get(Stage("fourth", 1, {}, {"input": first}, overtaken))
+        store.get(Stage("fourth", 1, {}, {"input": first}, recompute_input))
     assert not [file for file in tmp_path.glob("fourth/*") if "." not in file.name]
 
 
@@ -254,7 +257,7 @@ def test_remote_stale_artifact_is_replaced(tmp_path: Path) -> None:
     assert texts(chain(store_on("two"), "never")) == ["two"] * 3  # downloaded
     assert (
         texts(chain(store_on("three"), "three", FUTURE)) == ["three"] * 3
-    )  # not downloaded, since it must be computed again
+    )  # not downloaded, because it must be recomputed
     assert texts(chain(store_on("four"), "never")) == ["three"] * 3
 
 
@@ -264,11 +267,11 @@ def test_remote_stale_artifact_is_replaced(tmp_path: Path) -> None:
 def test_diff_prints_settings_inputs_and_code(tmp_path: Path, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = Store(tmp_path / "store")
     artifacts = []
-    for share in (0.25, 0.5):
-        (shop / "tax.py").write_text(f"rate = {share}\n")
+    for fraction in (0.25, 0.5):
+        (shop / "tax.py").write_text(f"rate = {fraction}\n")
         clear_caches()
-        first = store.get(Stage("first", 1, {"selector": {"fraction": share}}, {}, write(), "shop.tax"))
-        artifacts.append(store.get(Stage("second", 1, {"lr": 1}, {"candidates": first}, write(str(share)))))
+        first = store.get(Stage("first", 1, {"selector": {"fraction": fraction}}, {}, write(), "shop.tax"))
+        artifacts.append(store.get(Stage("second", 1, {"lr": 1}, {"candidates": first}, write(str(fraction)))))
     old, new = artifacts
     assert main(["diff", old.key[:8], new.key[:8], "--store", str(store.root)]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]

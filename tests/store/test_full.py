@@ -1,4 +1,4 @@
-"""Full disks, on real file systems that are small."""
+"""Test full disks on small but real file systems."""
 
 import multiprocessing
 import os
@@ -19,20 +19,20 @@ from selfcontrast.store import RESUME, Stage, Store, verify
 fork = multiprocessing.get_context("fork")
 
 SHARD = 600_000  # bytes
-LIMIT = 1_000_000  # bytes that a file may have
+LIMIT = 1_000_000  # bytes, the largest size that a file may have
 
 
-def _save(folder: Path) -> None:
-    """Save as models are saved: a full disk raises an error from Rust, not Python's OSError."""
+def _save_model(folder: Path) -> None:
+    """Save a model file. On a full disk safetensors raises an error from Rust, not Python's OSError."""
     save_file({"x": np.zeros(LIMIT, dtype=np.uint8)}, folder / "model.safetensors")
 
 
-def stage(folder: Path) -> Mapping[str, Any]:
+def compute_model(folder: Path) -> Mapping[str, Any]:
     (folder / RESUME).mkdir(exist_ok=True)
     if not (folder / RESUME / "shard").exists():
         (folder / RESUME / "shard").write_bytes(b"x" * SHARD)
     (folder / "small").write_text("x")
-    _save(folder)
+    _save_model(folder)
     return {}
 
 
@@ -49,7 +49,7 @@ def assert_one_line(error: BaseException, root: Path, reason: str) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
+    """Mount a file system of 1 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
@@ -59,19 +59,19 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_full_disk_is_one_line_and_same_call_resumes(small_disk: Path) -> None:
+def test_full_disk_raises_one_line_and_same_call_resumes(small_disk: Path) -> None:
     root = small_disk / "store"
     with pytest.raises(UserError) as raised:
-        Store(root).get(Stage("stage", 1, {}, {}, stage))
+        Store(root).get(Stage("stage", 1, {}, {}, compute_model))
     assert_one_line(raised.value, root, "No space left on device")
     assert_nothing_half_written(root)
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
-    artifact = Store(root).get(Stage("stage", 1, {}, {}, stage))
+    artifact = Store(root).get(Stage("stage", 1, {}, {}, compute_model))
     assert artifact.manifest["resumed"]
     assert verify(artifact.path) is None
 
 
-def test_disk_without_a_byte_left_fails_before_computing(small_disk: Path) -> None:
+def test_disk_without_free_bytes_fails_before_computing(small_disk: Path) -> None:
     root = small_disk / "store"
     with open(small_disk / "filling", "wb", buffering=0) as filling:
         assert filling.write(b"x" * 2**21) < 2**21
@@ -85,7 +85,7 @@ def test_disk_without_a_byte_left_fails_before_computing(small_disk: Path) -> No
 def _compute_with_limit(root: Path, messages: Any) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
     try:
-        Store(root).get(Stage("stage", 1, {}, {}, stage))
+        Store(root).get(Stage("stage", 1, {}, {}, compute_model))
     except UserError as error:
         messages.put(str(error))
 
@@ -98,7 +98,7 @@ def test_file_size_limit_is_reported_as_full_disk(tmp_path: Path) -> None:
     assert process.exitcode == 0
     assert_one_line(UserError(messages.get()), root, os.strerror(27))
     assert_nothing_half_written(root)
-    assert Store(root).get(Stage("stage", 1, {}, {}, stage)).manifest["resumed"]
+    assert Store(root).get(Stage("stage", 1, {}, {}, compute_model)).manifest["resumed"]
 
 
 def test_error_caused_by_full_disk_is_reported_as_such(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_get_error_other_than_full_disk_passes_unchanged(tmp_path: Path) -> None
         Store(tmp_path).get(Stage("stage", 1, {}, {}, compute))
 
 
-def test_forbidden_folder_is_one_line(tmp_path: Path) -> None:
+def test_permission_error_inside_store_raises_user_error(tmp_path: Path) -> None:
     def compute(folder: Path) -> None:
         raise PermissionError(13, "Permission denied", str(folder / "file"))
 
@@ -130,7 +130,7 @@ def test_forbidden_folder_is_one_line(tmp_path: Path) -> None:
         Store(tmp_path).get(Stage("stage", 1, {}, {}, compute))
 
 
-def test_forbidden_file_elsewhere_passes_unchanged(tmp_path: Path) -> None:
+def test_permission_error_outside_store_passes_unchanged(tmp_path: Path) -> None:
     def compute(folder: Path) -> None:
         raise PermissionError(13, "Permission denied", "/elsewhere")
 

@@ -47,22 +47,22 @@ def test_locked_if_free_does_not_wait(tmp_path: Path) -> None:
     assert all_locks(tmp_path) == [("stage", KEY)]
 
 
-def _wait_for(root: Path, waits: Any, entered: Any, leave: Any) -> None:
+def _wait_and_hold_lock(root: Path, waits: Any, entered: Any, leave: Any) -> None:
     waits.set()
     with locked(root, "stage", KEY):
         entered.set()
         leave.wait(60)
 
 
-def test_lock_removed_while_waited_for_still_excludes(tmp_path: Path) -> None:
-    """The waiting process must not end up with the lock of a file that has lost its name."""
+def test_lock_removed_while_a_process_waits_still_excludes(tmp_path: Path) -> None:
+    """The waiting process must not end up with a lock on the deleted file."""
     waits, entered, leave = fork.Event(), fork.Event(), fork.Event()
-    waiting = fork.Process(target=_wait_for, args=(tmp_path, waits, entered, leave))
+    waiting = fork.Process(target=_wait_and_hold_lock, args=(tmp_path, waits, entered, leave))
     with locked_if_free(tmp_path, "stage", KEY) as free:
         assert free
         waiting.start()
         assert waits.wait(60)
-        time.sleep(0.1)  # so that it has most likely opened the file
+        time.sleep(0.1)  # the waiting process has most likely opened the lock's file by then
         remove(tmp_path, "stage", KEY)
         assert not all_locks(tmp_path)
     assert entered.wait(60)

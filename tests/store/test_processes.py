@@ -1,4 +1,4 @@
-"""Many processes, and processes that are killed."""
+"""Test the store with many processes and with killed processes."""
 
 import multiprocessing
 import random
@@ -18,15 +18,15 @@ TIMEOUT = 120
 fork = multiprocessing.get_context("fork")
 
 
-def wait_until(ready: Path, pattern: str) -> None:
-    """Wait until a file in the folder matches."""
+def wait_for_file(folder: Path, pattern: str) -> None:
+    """Wait until a file in the folder matches the pattern."""
     end = time.monotonic() + TIMEOUT
-    while not list(ready.glob(pattern)):
+    while not list(folder.glob(pattern)):
         assert time.monotonic() < end, f"no {pattern}"
         time.sleep(0.005)
 
 
-def whole(root: Path) -> bytes:
+def artifact_content(root: Path) -> bytes:
     (artifact,) = root.glob(f"stage/{20 * '?'}")
     assert verify(artifact) is None
     return (artifact / "whole").read_bytes()
@@ -36,7 +36,7 @@ def test_ten_processes_compute_once_and_resume_after_kill(tmp_path: Path) -> Non
     root, log_file = tmp_path / "store", tmp_path / "log"
     command = [sys.executable, str(HERE / "shard_worker.py"), str(root), str(log_file)]
     first = subprocess.Popen(command)
-    wait_until(root, f"stage/*.partial/{RESUME}/03")
+    wait_for_file(root, f"stage/*.partial/{RESUME}/03")
     others = [subprocess.Popen(command) for _ in range(9)]
     try:
         first.send_signal(signal.SIGKILL)
@@ -47,8 +47,8 @@ def test_ten_processes_compute_once_and_resume_after_kill(tmp_path: Path) -> Non
             process.kill()
     computed = [int(line) for line in log_file.read_text().split()]
     assert sorted(set(computed)) == list(range(SHARDS))
-    assert len(computed) <= SHARDS + 1  # one more if a process was killed while it computed a shard
-    assert whole(root) == b"".join(map(shard, range(SHARDS)))
+    assert len(computed) <= SHARDS + 1  # one more, because the killed process may have been computing a shard
+    assert artifact_content(root) == b"".join(map(shard, range(SHARDS)))
 
 
 def test_twenty_random_kills_lose_no_shard_and_end_byte_equal(tmp_path: Path) -> None:
@@ -70,11 +70,11 @@ def test_twenty_random_kills_lose_no_shard_and_end_byte_equal(tmp_path: Path) ->
         computed = log_file.read_text().split()
         assert set(map(int, computed)) == set(range(SHARDS))
         assert len(computed) <= SHARDS + killed
-        assert whole(root) == b"".join(map(shard, range(SHARDS)))
+        assert artifact_content(root) == b"".join(map(shard, range(SHARDS)))
         kills, attempt = kills + killed, attempt + 1
 
 
-def test_killed_and_resumed_artifact_is_byte_equal(tmp_path: Path) -> None:
+def test_uninterrupted_artifact_has_the_expected_bytes_and_is_cached(tmp_path: Path) -> None:
     get_artifact(tmp_path / "store", tmp_path / "log")
-    assert whole(tmp_path / "store") == b"".join(map(shard, range(SHARDS)))
+    assert artifact_content(tmp_path / "store") == b"".join(map(shard, range(SHARDS)))
     assert Store(tmp_path / "store").get(Stage("stage", 1, {}, {}, lambda folder: None)).cached

@@ -37,7 +37,7 @@ def test_prune_keeps_all_ancestors_of_kept_artifact(used_store: UsedStore) -> No
     assert chosen(used_store, PruneQuery(keys=[used_store.k8.key, used_store.sft.key])) == {used_store.k8.key}
 
 
-def test_prune_chooses_used_entries_only_with_used(used_store: UsedStore) -> None:
+def test_prune_chooses_used_entries_only_with_option_used(used_store: UsedStore) -> None:
     assert chosen(used_store, PruneQuery(stages=["sft"])) == {used_store.old.key}
     assert chosen(used_store, PruneQuery(stages=["sft"], used=True)) == {used_store.old.key, used_store.sft.key}
 
@@ -45,14 +45,14 @@ def test_prune_chooses_used_entries_only_with_used(used_store: UsedStore) -> Non
 def test_prune_unused_for_counts_from_last_use(used_store: UsedStore) -> None:
     assert chosen(used_store, PruneQuery(unused_for=DAY)) == set()
     catalog = Catalog.read(used_store.root)
-    # As if all were made and last used two days ago, except one that was used an hour ago.
+    # Pretend that all entries were last used two days ago, except one, which was used an hour ago.
     ages = {used_store.k8.key: DAY / 24}
     aged = [replace(e, used=e.used - ages.get(e.key, 2 * DAY)) for e in catalog.entries]
     entries = choose(Catalog(catalog.root, aged, catalog.runs), PruneQuery(unused_for=DAY))
     assert {e.folder.name for e in entries} == {used_store.old.key, used_store.abandoned.name}
 
 
-def test_prune_use_by_run_renews_artifact(used_store: UsedStore) -> None:
+def test_prune_run_record_counts_as_use_of_its_artifacts(used_store: UsedStore) -> None:
     for run in all_runs(used_store.root):
         os.utime(run.record, (time.time() + DAY,) * 2)
     used = {e.key: e.used - e.created for e in Catalog.read(used_store.root).entries}
@@ -64,12 +64,12 @@ def delete_all(used_store: UsedStore, query: PruneQuery) -> list[bool]:
     return [delete(used_store.root, e, query.used) for e in choose(Catalog.read(used_store.root), query)]
 
 
-def test_delete_leaves_rest_intact_and_no_leftovers(used_store: UsedStore) -> None:
+def test_delete_keeps_other_entries_intact_and_leaves_no_traces(used_store: UsedStore) -> None:
     assert delete_all(used_store, PruneQuery()) == [True] * 3
     sweep(used_store.root)
-    left = Catalog.read(used_store.root)
-    assert {e.key for e in left.entries} == {used_store.sft.key, used_store.generate.key, used_store.k1.key}
-    assert all(verify(e.folder) is None for e in left.entries)
+    remaining = Catalog.read(used_store.root)
+    assert {e.key for e in remaining.entries} == {used_store.sft.key, used_store.generate.key, used_store.k1.key}
+    assert all(verify(e.folder) is None for e in remaining.entries)
     assert all_locks(used_store.root) == []
     assert not list((used_store.root / "trash").iterdir())
     assert [run.folder.name for run in all_runs(used_store.root)] == ["one"]
@@ -89,7 +89,7 @@ def test_prune_skips_entries_locked_by_live_process(used_store: UsedStore) -> No
         assert ("generate", key) in all_locks(used_store.root)
     assert (used_store.abandoned / "resume" / "shard").exists()
     sweep(used_store.root)
-    assert all_locks(used_store.root) == [("generate", key)]  # the next process reads there who abandoned it
+    assert all_locks(used_store.root) == [("generate", key)]  # it tells the next process who abandoned the artifact
 
 
 def test_delete_keeps_entry_published_meanwhile(used_store: UsedStore) -> None:
@@ -103,7 +103,7 @@ def test_delete_keeps_entry_published_meanwhile(used_store: UsedStore) -> None:
 def test_delete_keeps_artifact_that_a_run_just_started_to_use(
     used_store: UsedStore, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before deletion begins, or between its looking and its taking the name away."""
+    """The run starts before `delete`, or after `delete` has checked the entry but has not yet moved its folder."""
     (entry,) = choose(Catalog.read(used_store.root), PruneQuery(keys=[used_store.old.key]))
     output = used_store.root.parent / "new"
     output.mkdir()
@@ -120,7 +120,7 @@ def test_delete_keeps_artifact_that_a_run_just_started_to_use(
 
     if moment == "before":
         use()
-        monkeypatch.setattr(prune.trash, "discard", never)  # its files are never removed, even briefly
+        monkeypatch.setattr(prune.trash, "discard", never)  # the folder is never moved, not even briefly
     else:
         monkeypatch.setattr(prune.trash, "discard", using_first)
     assert not delete(used_store.root, entry, used=False)

@@ -1,4 +1,4 @@
-"""Remote stores, through fsspec's own memory:// and file://."""
+"""Test remote stores through fsspec's memory:// and file:// file systems."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def machine(tmp_path: Path, url: str) -> Iterator[object]:
-    """A function that returns the store of a new machine. The stores share only the URL."""
+    """Return a function that makes the store of a new machine. The stores share only the URL."""
     count = iter(range(9))
 
     def make() -> Store:
@@ -44,22 +44,22 @@ def remote_path(url: str, artifact: Artifact) -> tuple[fsspec.AbstractFileSystem
 def test_remote_artifact_of_one_machine_is_downloaded_by_another(machine, url: str) -> None:
     first, second = machine(), machine()
     artifact = first.get(Stage("sft", 1, {"x": 1}, {}, write("four")))
-    got = second.get(Stage("sft", 1, {"x": 1}, {}, never))
-    assert got.path == second.root / "sft" / artifact.key
-    assert got.manifest == artifact.manifest
-    assert got.cached
-    assert verify(got.path) is None
-    assert (got.path / "sub/file.txt").read_text() == "four"
+    downloaded = second.get(Stage("sft", 1, {"x": 1}, {}, never))
+    assert downloaded.path == second.root / "sft" / artifact.key
+    assert downloaded.manifest == artifact.manifest
+    assert downloaded.cached
+    assert verify(downloaded.path) is None
+    assert (downloaded.path / "sub/file.txt").read_text() == "four"
     assert not list(second.root.rglob("*.download"))
 
 
-def test_remote_working_copy_is_used_first(machine, url: str) -> None:
+def test_remote_store_uses_its_local_copy_first(machine, url: str) -> None:
     store = machine()
     artifact = store.get(Stage("sft", 1, {}, {}, write()))
     fs, path = remote_path(url, artifact)
     fs.rm(path, recursive=True)
     assert store.get(Stage("sft", 1, {}, {}, never)).cached
-    assert fs.exists(f"{path}/{MANIFEST}")  # a cached artifact is uploaded if the remote store lacks it
+    assert fs.exists(f"{path}/{MANIFEST}")  # an artifact in the local copy is uploaded if the remote store lacks it
 
 
 def test_remote_upload_without_manifest_is_ignored(machine, url: str) -> None:
@@ -71,10 +71,12 @@ def test_remote_upload_without_manifest_is_ignored(machine, url: str) -> None:
 
 
 def test_remote_manifest_is_uploaded_last(machine, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, sent = machine(), []
+    store, uploaded = machine(), []
     original = type(store.remote.fs).put_file
     monkeypatch.setattr(
-        type(store.remote.fs), "put_file", lambda self, a, b, **more: (sent.append(Path(b).name), original(self, a, b))
+        type(store.remote.fs),
+        "put_file",
+        lambda self, a, b, **more: (uploaded.append(Path(b).name), original(self, a, b)),
     )
 
     def compute(folder: Path) -> None:
@@ -82,8 +84,8 @@ def test_remote_manifest_is_uploaded_last(machine, url: str, monkeypatch: pytest
             (folder / name).touch()
 
     store.get(Stage("sft", 1, {}, {}, compute))
-    assert len(sent) == 4
-    assert sent[3] == MANIFEST
+    assert len(uploaded) == 4
+    assert uploaded[3] == MANIFEST
 
 
 @pytest.mark.parametrize(

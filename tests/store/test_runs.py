@@ -18,11 +18,11 @@ def artifacts_by_run(root: Path) -> dict[str, set[str]]:
 
 def test_run_records_computed_and_cached_artifacts(tmp_path: Path) -> None:
     root = tmp_path / "store"
-    a = Store(root, Run(root, tmp_path / "first")).get(Stage("sft", 1, {}, {}, write()))
+    sft = Store(root, Run(root, tmp_path / "first")).get(Stage("sft", 1, {}, {}, write()))
     store = Store(root, Run(root, tmp_path / "second"))
     store.get(Stage("sft", 1, {}, {}, never))
-    b = store.get(Stage("align", 1, {}, {"sft": a}, write()))
-    assert artifacts_by_run(root) == {"first": {f"sft/{a.key}"}, "second": {f"sft/{a.key}", f"align/{b.key}"}}
+    align = store.get(Stage("align", 1, {}, {"sft": sft}, write()))
+    assert artifacts_by_run(root) == {"first": {f"sft/{sft.key}"}, "second": {f"sft/{sft.key}", f"align/{align.key}"}}
 
 
 def test_run_is_recorded_before_artifact_exists(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_run_existence_survives_remount(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("host", "exists"), [(runs.socket.gethostname(), False), ("another", True)])
-def test_run_folder_on_other_machine_counts_as_existing(tmp_path: Path, host: str, exists: bool) -> None:
+def test_run_missing_folder_counts_as_existing_on_other_machine(tmp_path: Path, host: str, exists: bool) -> None:
     record = tmp_path / "runs" / "run.json"
     record.parent.mkdir()
     facts = {"folder": "/nowhere", "host": host, "from_store": None, "artifacts": ["sft/a"]}
@@ -69,7 +69,7 @@ def test_run_unreadable_record_is_none(tmp_path: Path, damage: str) -> None:
     assert all_runs(tmp_path) == []
 
 
-def test_run_read_only_store_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_in_read_only_store_reads_but_does_not_compute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact = Store(tmp_path).get(Stage("sft", 1, {}, {}, write()))
 
     def refuse(path: Path, value: object) -> None:

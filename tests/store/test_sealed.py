@@ -1,4 +1,4 @@
-"""Sealed files and lines: a change of any byte is detected."""
+"""Test that a change of any byte in a sealed file or line is detected."""
 
 import json
 import shutil
@@ -38,11 +38,11 @@ def test_shard_is_ordinary_parquet(tmp_path: Path) -> None:
 def test_shard_any_flipped_byte_is_detected(tmp_path: Path) -> None:
     file = tmp_path / "a.parquet"
     write_table(file, TABLE)
-    whole = file.read_bytes()
-    for at in range(len(whole)):
+    intact = file.read_bytes()
+    for at in range(len(intact)):
         flip_bit(file, at, at % 8)
         assert check_sealed(file), at
-        file.write_bytes(whole)
+        file.write_bytes(intact)
     assert check_sealed(file) is None
 
 
@@ -56,7 +56,7 @@ def test_shard_truncated_or_empty_is_detected(length: int, tmp_path: Path) -> No
         read_table(file)
 
 
-def test_shard_of_other_items_is_detected(tmp_path: Path) -> None:
+def test_shard_copied_to_another_name_is_detected(tmp_path: Path) -> None:
     for name in "ab":
         write_table(tmp_path / f"{name}.parquet", TABLE)
     shutil.copy(tmp_path / "a.parquet", tmp_path / "b.parquet")
@@ -68,7 +68,7 @@ def test_engine_damaged_shards_are_reported_and_recomputed(tmp_path: Path, caplo
     Local(1, 1).run(Doubling(), work, "cpu", "double", "number")
     flip_bit(work[0].file, 40)
     work[1].file.write_bytes(b"")
-    pq.write_table(pa.table({"double": [9]}), work[2].file)  # without a checksum, as from another program
+    pq.write_table(pa.table({"double": [9]}), work[2].file)  # a file of another program, without a checksum
     task = Doubling()
     Local(1, 1).run(task, work, "cpu", "double", "number")
     assert task.events == ["open on cpu", [1, 2], [3], [4], "close"]
@@ -80,7 +80,7 @@ def test_engine_damaged_shards_are_reported_and_recomputed(tmp_path: Path, caplo
     ]
 
 
-def test_line_any_flipped_byte_is_detected_or_ignored(tmp_path: Path) -> None:
+def test_line_with_any_flipped_byte_is_damaged_or_unfinished(tmp_path: Path) -> None:
     line = sealed_line({"key": "k", "status": "ok", "value": 7.0, "reply": "é [[7]]"})
     for at in range(len(line)):
         changed = bytearray(line.encode())
@@ -103,8 +103,8 @@ def test_ledger_edited_verdicts_are_reported_and_ignored(
     [file] = (tmp_path / "judgments").iterdir()
     assert main(["verify", "--store", str(tmp_path)]) == 0
     file.write_text(file.read_text().replace('"value": 2.0', '"value": 9.0', 2))
-    again = Ledger(tmp_path / "judgments", {"model": "m"})
-    assert [again.get(key) is None for key in "abc"] == [True, True, False]
+    reloaded = Ledger(tmp_path / "judgments", {"model": "m"})
+    assert [reloaded.get(key) is None for key in "abc"] == [True, True, False]
     assert "2 damaged judgments" in caplog.text
     assert main(["verify", "--store", str(tmp_path)]) == 1
     assert f"damaged  judgments/{file.name}: 2 lines have changed" in capsys.readouterr().out
@@ -133,6 +133,6 @@ def test_verify_detects_edited_manifest(part: str, tmp_path: Path, capsys: pytes
     manifest.write_text(json.dumps(values))
     assert main(["verify", "--store", str(tmp_path)]) == 1
     assert "its manifest has changed since it was written" in capsys.readouterr().out
-    again = store.get(Stage("stage", 1, {}, {}, lambda folder: {"steps": 3}))
-    assert not again.cached
-    assert again.summary == {"steps": 3}
+    recomputed = store.get(Stage("stage", 1, {}, {}, lambda folder: {"steps": 3}))
+    assert not recomputed.cached
+    assert recomputed.summary == {"steps": 3}

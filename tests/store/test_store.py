@@ -39,19 +39,19 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-def reordered(value: Any) -> Any:
+def reverse_keys(value: Any) -> Any:
     """Return equal JSON, with the keys of every object in the opposite order."""
     if isinstance(value, dict):
-        return {key: reordered(value[key]) for key in reversed(value)}
-    return [reordered(item) for item in value] if isinstance(value, list) else value
+        return {key: reverse_keys(value[key]) for key in reversed(value)}
+    return [reverse_keys(item) for item in value] if isinstance(value, list) else value
 
 
-def same(a: Any, b: Any) -> bool:
+def equal_json(a: Any, b: Any) -> bool:
     """Compare JSON values. Unlike ==, it tells 1, 1.0 and True apart, and 0.0 and -0.0."""
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+        return a.keys() == b.keys() and all(equal_json(a[k], b[k]) for k in a)
     if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(same, a, b))
+        return len(a) == len(b) and all(map(equal_json, a, b))
     return type(a) is type(b) and repr(a) == repr(b)
 
 
@@ -62,13 +62,13 @@ def same(a: Any, b: Any) -> bool:
 def test_canonical_is_independent_of_order_and_reversible(
     settings: dict[str, Any],
 ) -> None:
-    assert canonical(settings) == canonical(reordered(settings))
-    assert same(json.loads(canonical(settings)), settings)
+    assert canonical(settings) == canonical(reverse_keys(settings))
+    assert equal_json(json.loads(canonical(settings)), settings)
 
 
 @given(Settings, Settings)
 def test_canonical_differs_for_different_settings(a: dict[str, Any], b: dict[str, Any]) -> None:
-    assert (canonical(a) == canonical(b)) == same(a, b)
+    assert (canonical(a) == canonical(b)) == equal_json(a, b)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, Path("x"), b"x"])
@@ -97,26 +97,26 @@ def test_key_depends_only_on_stage_version_settings_and_inputs(store: Store, tmp
 
 @dataclass(frozen=True)
 class Part:
-    share: float
+    fraction: float
     workers: int = field(metadata=NOT_IN_KEY)
 
 
 @dataclass(frozen=True)
 class SamePart:
-    share: float
+    fraction: float
     workers: int = field(metadata=NOT_IN_KEY)
 
 
-def test_settings_of_component_is_class_and_deciding_fields() -> None:
-    assert settings_of(Part(0.5, workers=1)) == {"class": f"{__name__}.Part", "share": 0.5}
+def test_settings_of_component_holds_class_and_fields_in_key() -> None:
+    assert settings_of(Part(0.5, workers=1)) == {"class": f"{__name__}.Part", "fraction": 0.5}
     assert settings_of(Part(0.5, workers=1)) == settings_of(Part(0.5, workers=8))
     assert settings_of(Part(0.5, workers=1)) != settings_of(Part(0.6, workers=1))
     assert settings_of(Part(0.5, workers=1)) != settings_of(SamePart(0.5, workers=1))
 
 
-@pytest.mark.parametrize(("part", "deciding"), [(HF, {"dtype"}), (Hardware, {"precision"})])
-def test_settings_of_omits_fields_that_only_change_speed(part: Any, deciding: set[str]) -> None:
-    assert {f.name for f in fields(part) if f.metadata.get("in_key", True)} == deciding
+@pytest.mark.parametrize(("part", "fields_in_key"), [(HF, {"dtype"}), (Hardware, {"precision"})])
+def test_settings_of_omits_fields_that_only_change_speed(part: Any, fields_in_key: set[str]) -> None:
+    assert {f.name for f in fields(part) if f.metadata.get("in_key", True)} == fields_in_key
 
 
 # --- computing and reading from the cache
@@ -197,7 +197,7 @@ def _hang(root: Path) -> None:
 
 @pytest.fixture
 def hanging(store: Store) -> Iterator[Any]:
-    """A process that is in the middle of computing the artifact, and holds its lock."""
+    """Start a process that is in the middle of computing the artifact and holds its lock."""
     process = fork.Process(target=_hang, args=(store.root,))
     process.start()
     while not list(store.root.glob("stage/*.partial/resume/shard")):
@@ -220,7 +220,7 @@ def test_get_killed_publishes_nothing_and_frees_lock(store: Store, hanging: Any)
 def test_get_waiting_names_owner_and_takes_over_when_killed(
     store: Store, hanging: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    who = f"{socket.gethostname()}:{hanging.pid} since {datetime.now():%H:}"
+    expected_owner = f"{socket.gethostname()}:{hanging.pid} since {datetime.now():%H:}"
 
     def kill_when_it_waits(record: logging.LogRecord) -> bool:
         if record.getMessage().startswith("waiting for stage"):
@@ -231,8 +231,8 @@ def test_get_waiting_names_owner_and_takes_over_when_killed(
     with caplog.at_level(logging.INFO):
         artifact = store.get(Stage("stage", 1, {}, {}, write()))
     messages = [record.getMessage() for record in caplog.records]
-    assert messages[0].startswith(f"waiting for stage, being computed by {who}")
-    assert messages[1].startswith(f"stage: taking over from {who}")
+    assert messages[0].startswith(f"waiting for stage, being computed by {expected_owner}")
+    assert messages[1].startswith(f"stage: taking over from {expected_owner}")
     assert artifact.manifest["resumed"]
     assert store.get(Stage("stage", 1, {}, {}, never)).cached
 
@@ -242,16 +242,16 @@ def test_get_different_artifacts_do_not_wait(store: Store, hanging: Any) -> None
     assert hanging.is_alive()
 
 
-def _dies_at(root: Path, function: str, call: int) -> None:
+def _compute_until_killed(root: Path, function: str, call: int) -> None:
     """Compute the artifact, but kill this process at the `call`-th call of `function` in `os`."""
     original, calls = getattr(os, function), iter(range(call))
 
-    def dying(*args: Any, **kwargs: Any) -> Any:
+    def kill_or_call(*args: Any, **kwargs: Any) -> Any:
         if next(calls) == call - 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*args, **kwargs)
 
-    setattr(os, function, dying)
+    setattr(os, function, kill_or_call)
     Store(root).get(Stage("stage", 1, {}, {}, _with_shard))
 
 
@@ -261,18 +261,18 @@ def _with_shard(folder: Path) -> Mapping[str, Any]:
     return write()(folder)
 
 
-# replace: the owner's record, the attempt's inputs and code, then the manifest.
-# rename: the resumable state is removed, then the folder gets its final name.
+# os.replace writes the owner's record, then the attempt's inputs and code, then the manifest.
+# os.rename first moves the resume state away, then gives the folder its final name.
 @pytest.mark.parametrize(
     ("function", "call", "done"), [("replace", 3, False), ("rename", 1, True), ("rename", 2, True)]
 )
 def test_get_killed_while_publishing_recomputes_nothing_finished(
     store: Store, function: str, call: int, done: bool
 ) -> None:
-    dying = fork.Process(target=_dies_at, args=(store.root, function, call))
-    dying.start()
-    dying.join(60)
-    assert dying.exitcode == -signal.SIGKILL
+    process = fork.Process(target=_compute_until_killed, args=(store.root, function, call))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
     assert not list(store.root.glob(f"stage/{20 * '?'}"))
     if done:
         artifact = store.get(Stage("stage", 1, {}, {}, never))
@@ -317,10 +317,10 @@ def test_get_damaged_artifact_is_recomputed(store: Store, caplog: pytest.LogCapt
     damage(artifact)
     assert message in str(verify(artifact.path))
     with caplog.at_level(logging.WARNING):
-        again = store.get(Stage("stage", 1, {"x": 1}, {}, write()))
+        recomputed = store.get(Stage("stage", 1, {"x": 1}, {}, write()))
     assert message in caplog.text
-    assert not again.cached
-    assert verify(again.path) is None
+    assert not recomputed.cached
+    assert verify(recomputed.path) is None
     assert store.get(Stage("stage", 1, {"x": 1}, {}, never)).cached
 
 
@@ -353,7 +353,7 @@ def test_verify_accepts_checksums_of_earlier_versions(store: Store) -> None:
 
 @pytest.fixture
 def readings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files whose checksums are computed from now on."""
+    """List the files whose checksums are computed from now on."""
     read: list[Path] = []
     original = contents._checksum
 
@@ -368,7 +368,7 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def test_verify_once_reads_unchanged_artifact_once(
     store: Store, readings: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contents, "_SETTLED", -3600.0)  # as if it had been written long ago
+    monkeypatch.setattr(contents, "_SETTLED", -3600.0)  # as if the artifact had been written long ago
     file = store.get(Stage("stage", 1, {}, {}, write())).path / "sub/file.txt"
     readings.clear()
     for _ in range(3):
@@ -397,6 +397,6 @@ def test_get_artifact_deleted_while_reading_is_recomputed(store: Store, monkeypa
         return Artifact.read(folder, cached)
 
     monkeypatch.setattr(Artifact, "read", pruned_now)
-    again = store.get(Stage("stage", 1, {}, {}, write()))
-    assert not again.cached
-    assert (again.key, again.summary) == (artifact.key, artifact.summary)
+    recomputed = store.get(Stage("stage", 1, {}, {}, write()))
+    assert not recomputed.cached
+    assert (recomputed.key, recomputed.summary) == (artifact.key, artifact.summary)

@@ -13,7 +13,7 @@ from selfcontrast.store.__main__ import main
 
 @pytest.fixture
 def run_store(used_store: UsedStore, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    """Run a command on the store and return its output, on lines of any length."""
+    """Return a function that runs a store command and returns its output without wrapped lines."""
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
 

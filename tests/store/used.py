@@ -1,4 +1,4 @@
-"""The artifacts of the store that `conftest.used_store` makes."""
+"""Describe the store that the fixture `used_store` in conftest.py creates."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +8,10 @@ from selfcontrast.store import Artifact
 
 @dataclass(frozen=True)
 class UsedStore:
-    """A store with sft ─► generate ─► align at K = 1 (`k1`) and 8 (`k8`).
+    """A store with the stages sft ─► generate ─► align, the last at K = 1 (`k1`) and K = 8 (`k8`).
 
-    The run `one`, which still exists, used `k1`; the run `gone` used `k8`. `old` is another sft, which nothing uses. A
-    generate was abandoned.
+    Run `one` still exists and used `k1`. Run `gone` was deleted and used `k8`. `old` is an sft artifact that nothing
+    uses. `abandoned` is the working folder of a generate stage that failed.
     """
 
     root: Path

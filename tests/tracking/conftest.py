@@ -8,7 +8,7 @@ from selfcontrast.store import Artifact, Stage, Store
 
 @pytest.fixture(autouse=True)
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove the developer's key and an agent's settings."""
+    """Remove W&B's keys and settings from the environment."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -16,7 +16,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def artifacts(tmp_path: Path) -> tuple[Artifact, Artifact]:
-    """Return two artifacts; the second is computed from the first."""
+    """Return two artifacts. The second is computed from the first."""
     store = Store(tmp_path / "store")
 
     def compute(folder: Path) -> dict[str, int]:

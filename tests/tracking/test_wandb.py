@@ -67,7 +67,7 @@ def test_unknown_mode_raises(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"tags": ["fine", "t" * 65]}, r"tracking\.tags=t+… .*64"),
     ],
 )
-def test_values_beyond_wandbs_limits_raise(setting: dict[str, Any], pattern: str) -> None:
+def test_values_beyond_limits_of_wandb_raise(setting: dict[str, Any], pattern: str) -> None:
     valid: dict[str, Any] = {
         "project": "p",
         "entity": None,
@@ -117,7 +117,7 @@ def test_offline_run_stores_everything_logged(tmp_path: Path, artifacts: tuple[A
     assert run.config["provenance"]["packages"]["wandb"] == wandb.__version__
 
 
-def test_upload_stores_an_artifacts_files(tmp_path: Path, artifacts: tuple[Artifact, Artifact]) -> None:
+def test_upload_stores_the_files_of_an_artifact(tmp_path: Path, artifacts: tuple[Artifact, Artifact]) -> None:
     with tracking("offline", upload=True).run("a name", {}, tmp_path) as tracker:
         tracker.artifact(artifacts[0], [])
     (run,) = offline_runs(tmp_path)
@@ -156,7 +156,7 @@ with WandbTracking("selfcontrast", None, None, [], "offline", False).run("a name
 
 
 def test_uncommitted_changes_are_stored(tmp_path: Path) -> None:
-    """W&B stores the checkout of the code, not the one of the working directory."""
+    """W&B stores the checkout that holds the code, not the one that holds the working directory."""
     checkout, folder = tmp_path / "checkout", tmp_path / "run"
     subprocess.run(["git", "clone", "-q", "--local", str(ROOT), str(checkout)], check=True)
     git = ["git", "-C", str(checkout)]
@@ -178,7 +178,7 @@ def test_uncommitted_changes_are_stored(tmp_path: Path) -> None:
 def test_failing_server_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, artifacts: tuple[Artifact, Artifact]
 ) -> None:
-    """The first requests fail, and later some more, including those of the artifact."""
+    """The first five requests fail, and so do four more after the start of the run."""
     with serving() as server:
         tracked = online(monkeypatch, server)
         server.broken = range(5)
@@ -217,7 +217,7 @@ def test_unreachable_server_runs_offline_and_warns(
     assert server.runs == {}
 
 
-def test_group_chosen_by_a_sweep_keeps_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_config_group_chosen_by_a_sweep_keeps_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "params.yaml").write_text("wandb_version: 1\nobjective:\n  value: hinge\n")
     monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(tmp_path / "params.yaml"))
     monkeypatch.setenv("WANDB_SWEEP_ID", "swept")

@@ -29,19 +29,19 @@ def test_interrupted_job_resumes_its_run(
         assert run.summary["error"] == "RuntimeError: out of memory"
         job({"negatives": 2}, range(2, 6), fail=False)  # resumed from the checkpoint of step 1
         assert list(server.runs.values()) == [run]
-        job({"negatives": 2}, range(1, 3), fail=False)  # after the job has finished: another run
+        job({"negatives": 2}, range(1, 3), fail=False)  # the job had finished, so this is another run
         job({"negatives": 3}, range(1, 3), fail=False)
         wandb.teardown()
     assert run.exit_code == 0
     assert run.series("align/step") == [1, 2, 3, 4, 5]
     name = f"sft-{artifacts[0].key}"
     assert (name in run.logged, run.used) == (True, [name])
-    _, again, other = server.runs.values()
-    assert (again.series("align/step"), again.used, name in again.logged) == ([1, 2], [name], False)
+    _, repeated, other = server.runs.values()
+    assert (repeated.series("align/step"), repeated.used, name in repeated.logged) == ([1, 2], [name], False)
     assert other.config["negatives"] == 3
 
 
-def test_run_id_of_the_environment_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_id_from_the_environment_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_RUN_ID", "given")
     with serving() as server:
         with online(monkeypatch, server).run("a name", {}, tmp_path):

@@ -1,4 +1,4 @@
-"""Fixtures: ranks that start quickly, and an uninterrupted training."""
+"""Provide ranks that start quickly, and an uninterrupted training run."""
 
 import pytest
 from killed_runs import run_training
@@ -19,5 +19,5 @@ def forked_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], list[Record]]:
-    """Weights and history of six uninterrupted steps, with a validation after every second step."""
+    """Return weights and history of six uninterrupted steps, with a validation after every second step."""
     return run_training(tmp_path_factory.mktemp("whole"), optim(validations=3))

@@ -1,4 +1,4 @@
-"""With one rejected response per prompt, the losses of training equal TRL's at every step."""
+"""Test that with one rejected response per prompt, the training losses equal TRL's at every step."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from tiny import groups, hardware, llama, optim, self_contrast
 
 BETA, VOCABULARY = 0.5, 50
 OBJECTIVE = self_contrast(BETA)
-# A high learning rate, because equal losses show little unless they change during training.
+# The learning rate is high, because equal losses show little unless they change during training.
 OPTIM = optim(lr=1e-3, epochs=2, batch_size=3, schedule="constant", warmup_ratio=0.0, weight_decay=0.1)
 GROUPS = [
     Group(g.id, g.prompt, [*g.target[:-1], 0], [[*negative[:-1], 0] for negative in g.negatives])
@@ -33,7 +33,7 @@ GROUPS = [
 
 
 class RecordingTrainer(DPOTrainer):
-    """TRL's trainer with unrounded losses."""
+    """TRL's trainer, which also records unrounded losses."""
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         loss = super().compute_loss(*args, **kwargs)
@@ -41,8 +41,8 @@ class RecordingTrainer(DPOTrainer):
         return loss
 
 
-def order(settings: OptimConfig) -> list[Group]:
-    """Return the pairs in the order of `Steps`. TRL trains on them once, in this order."""
+def ordered_pairs(settings: OptimConfig) -> list[Group]:
+    """Return the pairs in the order in which `Steps` trains on them. TRL trains on each once, in the same order."""
     steps = StepData(GROUPS, [], settings, hardware(), seed=3).steps()
     assert len(GROUPS) % settings.batch_size == 0
     return [GROUPS[i] for step in range(len(steps)) for i in steps.indices(step)]
@@ -50,19 +50,23 @@ def order(settings: OptimConfig) -> list[Group]:
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer whose words are token ids; 0 is the end of text."""
-    words = WordLevel({"<eos>": 0, **{str(i): i for i in range(1, VOCABULARY)}}, unk_token="<eos>")
-    tokenizer = Tokenizer(words)
+    vocabulary = WordLevel({"<eos>": 0, **{str(i): i for i in range(1, VOCABULARY)}}, unk_token="<eos>")
+    tokenizer = Tokenizer(vocabulary)
     tokenizer.pre_tokenizer = Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
 
 
 def train_with_trl(folder: Path, settings: OptimConfig) -> list[float]:
-    def words(ids: list[int]) -> str:
+    def text_of(ids: list[int]) -> str:
         return " ".join(map(str, ids))
 
     rows = [
-        {"prompt": words(g.prompt), "chosen": " " + words(g.target[:-1]), "rejected": " " + words(g.negatives[0][:-1])}
-        for g in order(settings)
+        {
+            "prompt": text_of(g.prompt),
+            "chosen": " " + text_of(g.target[:-1]),
+            "rejected": " " + text_of(g.negatives[0][:-1]),
+        }
+        for g in ordered_pairs(settings)
     ]
     trainer = RecordingTrainer(
         model=llama(vocabulary=VOCABULARY),

@@ -1,4 +1,4 @@
-"""Damaged and partially written checkpoints."""
+"""Test damaged and partially written checkpoints."""
 
 import errno
 import os
@@ -30,9 +30,9 @@ def test_fit_damaged_checkpoint_is_reported_and_training_restarts(
     """torch.load accepts a flipped byte in a weight. A truncated file once made every later run fail."""
     run_training(tmp_path, optim(validations=3), ("begin", 5), checkpoint_every=2)
     last = tmp_path / "last.ckpt"
-    good = last.read_bytes()
-    damages = [good[:at] + bytes([good[at] ^ 64]) + good[at + 1 :] for at in (len(good) // 3, len(good) // 2)]
-    for number, data in enumerate([*damages, good[: len(good) // 2], b""], start=1):
+    intact = last.read_bytes()
+    damages = [intact[:at] + bytes([intact[at] ^ 64]) + intact[at + 1 :] for at in (len(intact) // 3, len(intact) // 2)]
+    for number, data in enumerate([*damages, intact[: len(intact) // 2], b""], start=1):
         last.write_bytes(data)
         weights, history = run_training(tmp_path, optim(validations=3), checkpoint_every=100)
         assert history == uninterrupted[1]
@@ -72,9 +72,9 @@ def test_fit_full_disk_leaves_no_partial_checkpoint(
 def test_damage_any_flipped_byte_is_found_or_harmless(tmp_path: Path) -> None:
     run_training(tmp_path, optim(validations=3), ("begin", 3), checkpoint_every=2)
     last = tmp_path / "last.ckpt"
-    good, state = last.read_bytes(), torch.load(last, weights_only=True)["state_dict"]
-    for at in range(0, len(good), max(1, len(good) // 300)):
-        last.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
-        if not damage(last):  # padding between records, to a multiple of 64 bytes
+    intact, state = last.read_bytes(), torch.load(last, weights_only=True)["state_dict"]
+    for at in range(0, len(intact), max(1, len(intact) // 300)):
+        last.write_bytes(intact[:at] + bytes([intact[at] ^ 1]) + intact[at + 1 :])
+        if not damage(last):  # the byte belongs to the padding between records
             loaded = torch.load(last, weights_only=True)["state_dict"]
             assert all(torch.equal(loaded[name], value) for name, value in state.items()), at

@@ -1,4 +1,4 @@
-"""Compiled layers need at most four graphs, for any row lengths and any number of layers."""
+"""Test that compiled layers need at most four graphs for rows of many different lengths."""
 
 import random
 from collections.abc import Iterator

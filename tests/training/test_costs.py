@@ -1,4 +1,4 @@
-"""FLOPs by formula against torch's counter."""
+"""Compare FLOPs by formula with torch's counter."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def gpt2() -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config)
 
 
-def counted(model: Any, tokens: int) -> int:
+def counted_flops(model: Any, tokens: int) -> int:
     with FlopCounterMode(display=False) as counter:
         model(torch.ones(1, tokens, dtype=torch.long)).logits.sum().backward()
     return counter.get_total_flops()
@@ -31,7 +31,7 @@ def test_cost_plain_model_equals_torchs_counter(tokens: int) -> None:
     model = gpt2()
     cost = Cost.of(model)
     # A plain forward computes logits at every position, and attention for every pair of tokens.
-    assert (cost.body + cost.head) * tokens + cost.attention * tokens**2 == counted(model, tokens)
+    assert (cost.body + cost.head) * tokens + cost.attention * tokens**2 == counted_flops(model, tokens)
 
 
 def test_cost_packed_row_counts_tokens_and_pairs() -> None:

@@ -1,4 +1,4 @@
-"""Likelihood displacement: its mean over the last steps and its significance."""
+"""Test likelihood displacement: its mean over the last steps and its significance."""
 
 import math
 
@@ -13,11 +13,11 @@ def displacement(*changes: float) -> Displacement:
 
 def test_displacement_uses_last_tenth_of_steps() -> None:
     assert displacement(*[-100.0] * 90, *[1.0, 2.0] * 5).change == pytest.approx(1.5)
-    assert displacement(*[5.0] * 10, -1, -2, -3, -4, -5).change == -3  # five steps at least
+    assert displacement(*[5.0] * 10, -1, -2, -3, -4, -5).change == -3  # at least five steps
 
 
 def test_displacement_two_standard_errors_below_zero_is_significant() -> None:
-    # sd of (-1, -3) five times each: sqrt(10/9); its standard error: 1/3
+    # Ten values, -1 and -3 alternately, have a standard deviation of sqrt(10/9). Their mean's standard error is 1/3.
     assert displacement(*[5.0] * 90, *[-1.0, -3.0] * 5) == Displacement(pytest.approx(-2), True)
     shift = 2 - 2 * math.sqrt(10 / 9) / math.sqrt(10)
     assert displacement(*[0.0] * 90, *[-1.0 + shift - 0.001, -3.0 + shift - 0.001] * 5).significant

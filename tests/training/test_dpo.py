@@ -1,4 +1,4 @@
-"""Losses and metrics of supervised training and DPO, against transformers' loss and explicit formulas."""
+"""Compare losses and metrics of supervised training and DPO with transformers' loss and explicit formulas."""
 
 import copy
 import math
@@ -65,7 +65,7 @@ def padded(rows: list[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
     }
 
 
-def summed(model: Any, rows: list[tuple[list[int], list[int]]]) -> Tensor:
+def plain_log_probs(model: Any, rows: list[tuple[list[int], list[int]]]) -> Tensor:
     """Return log p(response | prompt) of each row [B], from plain forward passes."""
     sums = []
     for prompt, response in rows:
@@ -92,7 +92,7 @@ def signals_of(batch: list[Group], seed: int = 0) -> dict[str, Signals]:
     return {g.id: Signals(torch.rand(1 + len(g.negatives)), -9 * torch.rand(len(g.negatives))) for g in batch}
 
 
-def means(sums: Sums) -> dict[str, float]:
+def metric_means(sums: Sums) -> dict[str, float]:
     return {name: float(total / count) for name, (total, count) in sums.items()}
 
 
@@ -113,22 +113,22 @@ def test_supervised_loss_and_gradient_equal_transformers() -> None:
     loss = losses.sum() / module.total(step)
     expected = plain(**padded([(g.prompt, g.target) for g in batch])).loss
     torch.testing.assert_close(loss, expected)
-    assert means(sums)["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert metric_means(sums)["loss"] == pytest.approx(expected.item(), rel=1e-5)
     torch.autograd.backward([loss, expected])
     assert_same_gradients(policy, plain)
 
 
 @pytest.mark.parametrize("negatives", [1, 3])
 def test_dpo_loss_and_gradient_equal_the_papers_formula(negatives: int) -> None:
-    batch, policy, plain, before = groups(4, negatives), llama(1), llama(1), llama(2)
+    batch, policy, plain, reference_model = groups(4, negatives), llama(1), llama(1), llama(2)
     with torch.no_grad():
-        stored = {g.id: summed(before, [(g.prompt, r) for r in g.responses]) for g in batch}
+        stored = {g.id: plain_log_probs(reference_model, [(g.prompt, r) for r in g.responses]) for g in batch}
     module = dpo(policy, stored)
     step = as_step(batch)
     losses, _ = module.losses(step.microbatches[0])
     expected = []
     for g in batch:
-        reward = 0.1 * (summed(plain, [(g.prompt, r) for r in g.responses]) - stored[g.id])
+        reward = 0.1 * (plain_log_probs(plain, [(g.prompt, r) for r in g.responses]) - stored[g.id])
         expected.append(torch.stack([-torch.log(1 / (1 + torch.exp(-(reward[0] - r)))) for r in reward[1:]]).mean())
     torch.testing.assert_close(losses, torch.stack(expected), atol=1e-5, rtol=1e-4)
     torch.autograd.backward([losses.sum() / module.total(step), torch.stack(expected).mean()])
@@ -149,9 +149,9 @@ def padded_sums(model: Any, group: Group) -> Tensor:
 def test_objective_gradients_equal_padded_rows(file: Path, model: str) -> None:
     objective = objective_of(file.stem)
     batch = [*ragged([3, 1, 4, 2], seed=3)]
-    policy, plain, before = tiny(model, 1), tiny(model, 1), tiny(model, 2)
+    policy, plain, reference_model = tiny(model, 1), tiny(model, 1), tiny(model, 2)
     with torch.no_grad():
-        stored = {g.id: padded_sums(before, g) for g in batch}
+        stored = {g.id: padded_sums(reference_model, g) for g in batch}
     signals_by_id = signals_of(batch)
     module = dpo(policy, stored, objective, signals_by_id)
     losses, _ = module.losses(MicroBatch(pack(batch), True))
@@ -170,17 +170,17 @@ def test_objective_gradients_equal_padded_rows(file: Path, model: str) -> None:
 
 
 def test_dpo_metrics_equal_hand_computation() -> None:
-    """Two groups, the second with one negative. The reference is set so that every metric is known."""
+    """The second of two groups has only one negative. The reference is chosen so that every metric is known."""
     batch = [Group("a", [1, 2], [3, 4], [[5], [6, 7, 8]]), Group("b", [9], [10, 11, 12, 13], [[14, 15]])]
     policy = llama()
     with torch.no_grad():
-        logps = {g.id: summed(policy, [(g.prompt, r) for r in g.responses]) for g in batch}
+        logps = {g.id: plain_log_probs(policy, [(g.prompt, r) for r in g.responses]) for g in batch}
     # policy minus reference, target first
     change = {"a": torch.tensor([1.0, -2.0, 3.0]), "b": torch.tensor([-1.0, -4.0])}
     module = dpo(policy, {name: logps[name] - change[name] for name in logps})
     _, sums = module.losses(MicroBatch(pack(batch), True))
     a, b = logps["a"].tolist(), logps["b"].tolist()
-    assert means(sums) == pytest.approx(
+    assert metric_means(sums) == pytest.approx(
         {
             "loss": ((math.log1p(math.exp(-0.3)) + math.log1p(math.exp(0.2))) / 2 + math.log1p(math.exp(-0.3))) / 2,
             "chosen_reward": 0.1 * (1 - 1) / 2,
@@ -209,14 +209,16 @@ def ragged(counts: list[int], seed: int = 0) -> list[Group]:
 
 
 def test_dpo_metrics_over_ragged_microbatches_equal_plain_loop() -> None:
-    """Three micro-batches of groups with 1 to 4 negatives. One is a filler, which must not count."""
+    """Groups with 1 to 4 negatives fill three micro-batches. One of these is a filler, which must not count."""
     parts = [ragged([1, 3]), ragged([4, 2, 1], seed=1), ragged([2], seed=2)]
     batch = [replace(g, id=f"{i}{g.id}") for i, part in enumerate(parts[:2]) for g in part]
     filler = [replace(g, id=f"2{g.id}") for g in parts[2]]
-    policy, before = llama(1), llama(2)
+    policy, reference_model = llama(1), llama(2)
     with torch.no_grad():
-        stored = {g.id: summed(before, [(g.prompt, r) for r in g.responses]) for g in [*batch, *filler]}
-        now = {g.id: summed(policy, [(g.prompt, r) for r in g.responses]).tolist() for g in batch}
+        stored = {
+            g.id: plain_log_probs(reference_model, [(g.prompt, r) for r in g.responses]) for g in [*batch, *filler]
+        }
+        policy_scores = {g.id: plain_log_probs(policy, [(g.prompt, r) for r in g.responses]).tolist() for g in batch}
     module = dpo(policy, stored)
     module._trainer = SimpleNamespace(world_size=1)  # type: ignore[assignment]
     microbatches = [
@@ -228,22 +230,22 @@ def test_dpo_metrics_over_ragged_microbatches_equal_plain_loop() -> None:
 
     lists: dict[str, list[float]] = defaultdict(list)
     for g in batch:
-        before_, after = stored[g.id].tolist(), now[g.id]
-        rewards = [0.1 * (a - b) for a, b in zip(after, before_, strict=True)]
+        reference_log_probs, policy_log_probs = stored[g.id].tolist(), policy_scores[g.id]
+        rewards = [0.1 * (a - b) for a, b in zip(policy_log_probs, reference_log_probs, strict=True)]
         margins = [rewards[0] - r for r in rewards[1:]]
         lists["loss"].append(mean([math.log1p(math.exp(-m)) for m in margins]))
         lists["chosen_reward"].append(rewards[0])
         lists["rejected_reward"].append(mean(rewards[1:]))
         lists["margin"].append(mean(margins))
         lists["accuracy"].append(mean([float(m > 0) for m in margins]))
-        lists["chosen_log_prob"].append(after[0])
-        lists["chosen_log_prob_per_token"].append(after[0] / len(g.target))
+        lists["chosen_log_prob"].append(policy_log_probs[0])
+        lists["chosen_log_prob_per_token"].append(policy_log_probs[0] / len(g.target))
         lists["rejected_log_prob_per_token"].append(
-            mean([p / len(n) for p, n in zip(after[1:], g.negatives, strict=True)])
+            mean([p / len(n) for p, n in zip(policy_log_probs[1:], g.negatives, strict=True)])
         )
-        lists["chosen_log_prob_change"].append(after[0] - before_[0])
+        lists["chosen_log_prob_change"].append(policy_log_probs[0] - reference_log_probs[0])
         lists["kl_reference_policy_on_negatives"].append(
-            mean([b - a for a, b in zip(after[1:], before_[1:], strict=True)])
+            mean([b - a for a, b in zip(policy_log_probs[1:], reference_log_probs[1:], strict=True)])
         )
         lists["negatives"].append(len(g.negatives))
         for rank, margin in enumerate(margins, start=1):
@@ -259,15 +261,17 @@ def test_dpo_metrics_over_ragged_microbatches_equal_plain_loop() -> None:
 
 def test_dpo_kl_estimate_equals_exact_divergence() -> None:
     """Responses are single tokens, so the exact divergence is a sum over the vocabulary."""
-    group, policy, before = Group("a", [3, 1], [2], []), llama(1, spread=0.05), llama(2, spread=0.05)
+    group, policy, reference_model = Group("a", [3, 1], [2], []), llama(1, spread=0.05), llama(2, spread=0.05)
     with torch.no_grad():
-        p, q = (model(torch.tensor([group.prompt])).logits[0, -1].log_softmax(-1) for model in (policy, before))
+        p, q = (
+            model(torch.tensor([group.prompt])).logits[0, -1].log_softmax(-1) for model in (policy, reference_model)
+        )
         exact = float((q.exp() * (q - p)).sum())
         tokens = torch.multinomial(q.exp(), 4000, replacement=True, generator=torch.Generator().manual_seed(0))
     drawn = replace(group, negatives=[[token] for token in tokens.tolist()])
     stored = {"a": torch.cat([q[[2]], q[tokens]])}
     with torch.no_grad():
-        estimates = means(dpo(policy, stored).losses(MicroBatch(pack([drawn]), True))[1])[
+        estimates = metric_means(dpo(policy, stored).losses(MicroBatch(pack([drawn]), True))[1])[
             "kl_reference_policy_on_negatives"
         ]
     noise = float((q - p)[tokens].std() / 4000**0.5)
@@ -275,7 +279,7 @@ def test_dpo_kl_estimate_equals_exact_divergence() -> None:
     assert estimates == pytest.approx(exact, abs=4 * noise)
 
 
-def test_dpo_reference_with_more_ranks_same_loss() -> None:
+def test_dpo_unused_ranks_of_reference_do_not_change_loss() -> None:
     batch = groups(3, negatives=2)
     stored = {g.id: torch.tensor([-5.0, -6.0, -7.0, -800.0, -900.0]) for g in batch}
     wide, narrow = dpo(llama(), stored), dpo(llama(), {name: scores[:3] for name, scores in stored.items()})
@@ -283,7 +287,7 @@ def test_dpo_reference_with_more_ranks_same_loss() -> None:
     assert torch.equal(wide.losses(part)[0], narrow.losses(part)[0])
 
 
-def test_total_is_groups_for_dpo_and_target_tokens_for_sft() -> None:
+def test_total_counts_groups_for_dpo_and_target_tokens_for_sft() -> None:
     step = as_step(groups(5, negatives=1))
     assert dpo(llama(), {}).total(step) == 5
     supervised = SupervisedFineTuning(llama(), optim(), 6, 7, lambda record: None)

@@ -1,4 +1,4 @@
-"""Training runs: exact resumption, exact accumulation, optimiser settings."""
+"""Test training runs: exact resumption, exact accumulation, optimiser settings."""
 
 import logging
 from dataclasses import replace
@@ -27,14 +27,20 @@ from tiny import gpt2, groups, hardware, llama, lora, optim, self_contrast
 
 
 def float64_policy() -> Any:
-    """Return a policy in float64. Adam divides a gradient by its size, so float32 rounding, which depends on the
-    processor's kernels, can change a weight as much as any gradient does."""
+    """Return a policy in float64.
+
+    Adam divides a gradient by its size. So in float32, rounding can change a weight as much as a real gradient does,
+    and rounding depends on the processor's kernels.
+    """
     return gpt2(0.0).double()
 
 
 def assert_equal_up_to_rounding(weights: dict[str, Tensor], others: dict[str, Tensor]) -> None:
-    """Compare trained float64 policies. Weights move by about lr = 1e-2 per step. The bias of attention keys moves only
-    by 1e-11: its gradient is only rounding (1e-17, against Adam's eps of 1e-8)."""
+    """Compare trained float64 policies.
+
+    Weights move by about lr = 1e-2 per step. The bias of attention keys moves by only 1e-11, because its gradient is
+    pure rounding: 1e-17, far below Adam's eps of 1e-8.
+    """
     start = float64_policy().state_dict()
     moved = {name: float((value - start[name]).abs().max()) for name, value in weights.items()}
     assert min(moved.values()) > 1e-2
@@ -154,8 +160,8 @@ def test_fit_microbatch_size_does_not_change_training(tmp_path: Path) -> None:
     ("strategy", "adapter"), [("ddp", NoAdapter()), ("fsdp2", NoAdapter()), ("fsdp2", lora(dropout=0.0))]
 )
 @pytest.mark.filterwarnings("ignore")
-def test_fit_two_ranks_train_as_one(tmp_path: Path, strategy: str, adapter: Adapter) -> None:
-    """Steps have three groups or one, and validation has one. So the ranks' parts differ in size; some are empty."""
+def test_fit_two_ranks_train_as_one_rank(tmp_path: Path, strategy: str, adapter: Adapter) -> None:
+    """Steps have three groups or one, and validation has one. So the parts of two ranks differ, and some are empty."""
     settings, rows, held_out = optim(batch_size=3, validations=2), groups(7), groups(1, seed=1)
     results = []
     for ranks in (1, 2):
@@ -184,8 +190,8 @@ SWEPO_OBJECTIVE = SWEPO(beta=0.1, alpha=1.0, power=1, nll_weight=0.0, length_nor
 @pytest.mark.parametrize(
     "objective", [self_contrast(0.1), SWEPO_OBJECTIVE, DFT(tau=1.0)], ids=["pairs", "scores", "sampler"]
 )
-def test_fit_two_ranks_have_the_metrics_of_one(tmp_path: Path, objective: Objective) -> None:
-    """Only one group has a third negative, so one rank lacks that column."""
+def test_fit_two_ranks_have_the_metrics_of_one_rank(tmp_path: Path, objective: Objective) -> None:
+    """Only one group has a third negative, so one of two ranks lacks the column of rank 3."""
     rows = [
         replace(group, negatives=group.negatives[:count])
         for group, count in zip(groups(6, negatives=3), (1, 2, 1, 3, 2, 1), strict=True)
@@ -206,8 +212,8 @@ def test_fit_two_ranks_have_the_metrics_of_one(tmp_path: Path, objective: Object
         )
         assert fit(module, data, tmp_path / str(ranks), "test")
         results.append([without_speeds(record) for record in reported])
-    third = [record["step"] for record in results[0] if "margin_rank_3" in record]
-    assert len(third) == 2  # once an epoch
+    steps_with_rank_3 = [record["step"] for record in results[0] if "margin_rank_3" in record]
+    assert len(steps_with_rank_3) == 2  # once an epoch
     for record, same in zip(*results, strict=True):
         assert same == pytest.approx(record, abs=1e-4)
 

@@ -1,4 +1,4 @@
-"""Hardware settings that are refused."""
+"""Test that invalid hardware settings are refused."""
 
 from typing import Any
 

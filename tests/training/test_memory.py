@@ -1,4 +1,4 @@
-"""Micro-batches that fill a GPU's memory: estimated against measured bytes per token."""
+"""Test micro-batches that fill a GPU's memory: compare estimated with measured bytes per token."""
 
 import logging
 from pathlib import Path
@@ -23,8 +23,8 @@ from tiny import groups, hardware, llama, optim
 MIXED = {"precision": "bf16-mixed", "logits_chunk": 64}
 
 
-def peak(policy: Any, tokens: int) -> float:
-    """Return the peak bytes of a forward and backward pass, by torch's tracker of all storages."""
+def peak_bytes(policy: Any, tokens: int) -> float:
+    """Return the peak bytes of a forward and backward pass, measured by torch's MemTracker."""
     policy.zero_grad()
     part = [1] * (tokens // 3)
     tracker = MemTracker()
@@ -43,7 +43,7 @@ def test_bytes_per_token_is_near_measured_peak(checkpointing: Any) -> None:
     use_shared_prompt(policy, "blocks")
     expected = bytes_per_token(policy, hardware(gradient_checkpointing=checkpointing, **MIXED))
     assert policy.is_gradient_checkpointing == bool(checkpointing)
-    measured = (peak(policy, 384) - peak(policy, 192)) / 192
+    measured = (peak_bytes(policy, 384) - peak_bytes(policy, 192)) / 192
     assert 0.5 * expected <= measured <= 1.25 * expected
 
 
@@ -54,8 +54,8 @@ def test_bytes_per_token_selective_adds_kept_results() -> None:
         bytes_per_token(policy, hardware(gradient_checkpointing=checkpointing, **MIXED))
         for checkpointing in (False, True, "selective")
     )
-    # Two layers of width 32 with a key head of 16. In 2 bytes: q, k, v, o (32 + 16 + 16 + 32) and attention's output
-    # (32). In 4 bytes: a log-sum-exp for each of two heads.
+    # The model has two layers of width 32 with a key head of 16. Each layer keeps q, k, v, o (32 + 16 + 16 + 32) and
+    # attention's output (32) in 2 bytes per number, and a log-sum-exp for each of two heads in 4 bytes.
     assert selective - full == pytest.approx(2 * ((32 + 16 + 16 + 32 + 32) * 2 + 2 * 4))
     assert full < none
 

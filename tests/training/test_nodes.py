@@ -1,4 +1,4 @@
-"""Nodes of a job: their rank, and how they train missing artifacts together."""
+"""Test the nodes of a job: their rank, and how they compute missing artifacts together."""
 
 import socket
 import threading

@@ -1,4 +1,4 @@
-"""Signals from storage to the objective, and the three references: stored, none, sampler."""
+"""Test how stored signals reach the objective, and the three references: stored, none, sampler."""
 
 import math
 from dataclasses import replace
@@ -59,7 +59,7 @@ def test_select_signals_follow_order_of_negatives() -> None:
     assert sampler_reference(targets, groups, used)["a"].tolist() == [-9.0, -2.0, -3.0, -1.0]
 
 
-def test_select_signals_unneeded_are_empty() -> None:
+def test_select_signals_is_empty_for_objective_without_signals() -> None:
     unknown = [replace(negative, log_prob=math.nan, score=math.nan) for negative in RANKED]
     assert select_signals(self_contrast(0.1), *groups_and_negatives(unknown, 3), {}) == {}
 
@@ -127,13 +127,13 @@ def test_dpo_passes_signals_by_group_id() -> None:
 
 
 class SampledPool:
-    """Four prompts with three samples each of a tiny model, and the model's scores."""
+    """Four prompts, three samples of a tiny model for each prompt, and the model's scores of all responses."""
 
     def __init__(self, folder: Path) -> None:
         self.sft, self.folder = policy_folder(folder / "sft"), folder
         renderer = Renderer(tokenizer())
         examples = [example(f"e{i}", "what is the cat?" + " a dog" * i, "a cat" + " sat" * i) for i in range(4)]
-        decoding = Decoding(3, 1.3, 0.9, 12, 120)  # log_prob is still that at temperature 1
+        decoding = Decoding(3, 1.3, 0.9, 12, 120)  # candidates record log_prob at temperature 1
         requests = [Request(e.id, renderer.prompt(e.prompt)) for e in examples]
         drawn = sample(llama(), tokenizer(), requests, decoding, 0, renderer.end_ids)
         pool: dict[str, list[Negative]] = {}
@@ -184,7 +184,7 @@ def test_align_sampler_reference_trains_as_stored_reference(sampled: SampledPool
 
 
 def test_align_without_reference_rewards_are_log_probabilities(sampled: SampledPool) -> None:
-    """At step 0 the rewards are the stored scores. No change from a reference is recorded."""
+    """Rewards are beta times the policy's log-probabilities. No change from a reference is recorded."""
     zeros = {group.id: torch.zeros(len(group.responses)) for group in sampled.groups}
     summary, records = sampled.run_align("by-none", StoredScores(zeros, reference_is_model=False), self_contrast(0.5))
     margins = [0.5 * (scores[0] - scores[1:]) for scores in sampled.scored.values()]
@@ -198,7 +198,7 @@ def test_align_without_reference_rewards_are_log_probabilities(sampled: SampledP
 
 
 def test_align_dft_initial_importance_weights_are_one(sampled: SampledPool) -> None:
-    """The policy is the sampler: at tau = 1 the negatives' term is 0."""
+    """At the first step the policy equals the sampler, so at tau = 1 the term of the negatives is 0."""
     signals = select_signals(DISCRIMINATIVE, sampled.groups, sampled.used, {})
     _, records = sampled.run_align("dft", StoredScores(sampled.scored, signals), DISCRIMINATIVE)
     assert records[0]["loss"] == pytest.approx(-records[0]["chosen_log_prob"], abs=1e-3)

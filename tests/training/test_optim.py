@@ -1,4 +1,4 @@
-"""Optimisation settings: schedules, weight decay, and refused values."""
+"""Test optimisation settings: schedules, weight decay, and refused values."""
 
 import sys
 from typing import Any

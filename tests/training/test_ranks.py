@@ -1,4 +1,4 @@
-"""Training in several processes: resuming, failing, and ending on a signal."""
+"""Test training in several processes: resuming, failing, and ending on a signal."""
 
 import signal
 import threading
@@ -73,7 +73,7 @@ def run_ranks(
 
 
 def test_ranks_ended_by_signal_resume_bit_equal(tmp_path: Path) -> None:
-    """With FSDP2, because it is the harder case: DDP saves the same as one process."""
+    """FSDP2 is the harder case: DDP saves the same checkpoint as one process."""
     strategy = "fsdp2"
     weights, losses = run_ranks(tmp_path / "whole", strategy=strategy)
     assert len(losses) == STEPS
@@ -95,10 +95,10 @@ def test_ranks_ended_by_signal_resume_bit_equal(tmp_path: Path) -> None:
     finally:
         signal.signal(signal.SIGTERM, old_handler)
     saved = torch.load(tmp_path / "ended" / "last.ckpt", weights_only=True)["global_step"]
-    assert 3 <= saved <= 6  # the step of the signal, or a step that ran before it reached all ranks
+    assert 3 <= saved <= 6  # the signal's step, or a step that ran until all ranks had the signal
     reported: list[Record] = []
     same_weights, same_losses = run_ranks(tmp_path / "ended", reported.append, strategy=strategy)
-    assert [record["step"] for record in reported] == list(range(1, STEPS + 1))  # including those before the checkpoint
+    assert [record["step"] for record in reported] == list(range(1, STEPS + 1))  # also the steps before the checkpoint
     assert same_losses == losses
     assert all(torch.equal(same_weights[name], value) for name, value in weights.items())
 
@@ -138,16 +138,16 @@ def private_memory() -> int:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux reports private memory")
 def test_ranks_fsdp2_never_holds_whole_weights(tmp_path: Path) -> None:
     policy, hardware_config = gpt2(0.0, width=1536), hardware(devices=2, strategy="fsdp2")
-    whole = sum(p.numel() for p in policy.parameters()) * 4 / 2**20
+    all_weights = sum(p.numel() for p in policy.parameters()) * 4 / 2**20
     module = MeasuresMemory(policy, SETTINGS, STEPS, hardware_config.logits_chunk, lambda record: None)
     with pytest.raises(UserError, match=r"took \d+ MiB") as caught:
         fit(module, StepData(TRAIN, [], SETTINGS, hardware_config, seed=3), tmp_path, "test")
     mib = int(str(caught.value).split()[1])
-    assert mib < 0.85 * whole  # half of the weights, and one gathered layer
+    assert mib < 0.85 * all_weights  # a rank holds half of the weights and one gathered layer
 
 
 def test_ranks_bf16_shards_train_as_one_device(tmp_path: Path) -> None:
-    """The loss falls by much more than rounding may change it."""
+    """The loss falls by much more than the allowed difference."""
     results = []
     for ranks in (1, 2):
         _, losses = run_ranks(

@@ -1,4 +1,4 @@
-"""Gradient checkpointing and bfloat16 copies of weights leave gradients bit-equal."""
+"""Test that gradient checkpointing and bfloat16 copies of weights leave gradients bit-equal."""
 
 from collections import Counter
 from pathlib import Path
@@ -21,7 +21,7 @@ from selfcontrast.training.sft import SupervisedFineTuning
 from selfcontrast.training.weight_copies import WeightCopies
 from tiny import groups, hardware, llama, lora, optim
 
-LAYERS = 3  # per model of CONFIGS
+LAYERS = 3  # of each model in CONFIGS
 
 
 class OperationCounter(TorchDispatchMode):
@@ -44,14 +44,14 @@ def run_once(name: str, attention_name: str, checkpointing: Any) -> tuple[Tensor
     use_shared_prompt(model, attention_name)
     if checkpointing:
         checkpoint_layers(model, checkpointing)
-    with OperationCounter() as counted:
+    with OperationCounter() as counter:
         gradient = gradients(model, response_log_probs(model, pack(ragged(0)), 16))
-    return gradient, counted
+    return gradient, counter
 
 
-# Recomputed products per layer. `full`: with full checkpointing, all except the last, which the backward pass does not
-# need. `selective`: with selective checkpointing, those of an MLP that is wider than attention (qwen3's is not), and
-# gpt2's joint product for queries, keys and values.
+# `full` and `selective` are the numbers of matrix products per layer that each kind of checkpointing recomputes. Full
+# checkpointing recomputes all except the last, whose result the backward pass does not need. Selective checkpointing
+# recomputes those of an MLP wider than attention (qwen3's is not) and gpt2's joint product of queries, keys and values.
 @pytest.mark.parametrize(("name", "full", "selective"), [("llama", 6, 2), ("qwen3", 6, 0), ("gpt2", 3, 2)])
 @pytest.mark.parametrize(
     ("attention_name", "attention"),
@@ -64,16 +64,17 @@ def run_once(name: str, attention_name: str, checkpointing: Any) -> tuple[Tensor
 def test_checkpoint_layers_selective_keeps_attention_and_narrow_products(
     name: str, full: int, selective: int, attention_name: str, attention: str
 ) -> None:
-    plain, once = run_once(name, attention_name, False)
-    recomputed_gradient, twice = run_once(name, attention_name, True)
-    gradient, counted = run_once(name, attention_name, "selective")
-    assert torch.equal(recomputed_gradient, plain)
-    assert torch.equal(gradient, plain)
-    assert once.counts[attention] > 0
-    assert (twice.counts[attention], counted.counts[attention]) == (2 * once.counts[attention], once.counts[attention])
-    assert (twice.products(), counted.products()) == (
-        once.products() + LAYERS * full,
-        once.products() + LAYERS * selective,
+    plain_gradient, plain = run_once(name, attention_name, False)
+    full_gradient, with_full = run_once(name, attention_name, True)
+    selective_gradient, with_selective = run_once(name, attention_name, "selective")
+    assert torch.equal(full_gradient, plain_gradient)
+    assert torch.equal(selective_gradient, plain_gradient)
+    calls = plain.counts[attention]
+    assert calls > 0
+    assert (with_full.counts[attention], with_selective.counts[attention]) == (2 * calls, calls)
+    assert (with_full.products(), with_selective.products()) == (
+        plain.products() + LAYERS * full,
+        plain.products() + LAYERS * selective,
     )
 
 
@@ -87,9 +88,9 @@ def test_weight_copies_gradients_are_bit_equal_to_autocast(name: str, checkpoint
         if checkpointing:
             checkpoint_layers(model, checkpointing)
         copies = WeightCopies(model) if bf16_copy else None
-        with torch.autocast("cpu", torch.bfloat16), OperationCounter() as counted:
+        with torch.autocast("cpu", torch.bfloat16), OperationCounter() as counter:
             value = response_log_probs(model, pack(ragged(0)), 16)
-        results.append((value.detach(), gradients(model, value), counted.counts["aten::_to_copy"]))
+        results.append((value.detach(), gradients(model, value), counter.counts["aten::_to_copy"]))
         if copies is not None:
             assert len(copies.layers) == 7 * LAYERS
             copies.remove()
@@ -102,7 +103,7 @@ def test_weight_copies_gradients_are_bit_equal_to_autocast(name: str, checkpoint
 
 @pytest.mark.parametrize("adapted", [False, True])
 def test_fit_with_weight_copies_is_bit_equal(tmp_path: Path, adapted: bool) -> None:
-    """Several micro-batches per step, and validations."""
+    """The run has several micro-batches per step, and validations."""
     rows, settings, results = groups(10), optim(validations=3), []
     for bf16_copy in (False, True):
         hardware_config = hardware(precision="bf16-mixed", bf16_copy=bf16_copy, max_tokens_per_microbatch=30)

@@ -1,4 +1,4 @@
-"""Stored reference scores equal those of a plain forward pass."""
+"""Test that stored reference scores equal those of a plain forward pass."""
 
 import math
 from dataclasses import replace
@@ -44,7 +44,7 @@ def score(folder: Path, scoring: Scoring) -> None:
     score_reference(folder, Local(3, 1), scoring, GROUPS, "cpu")
 
 
-def plain(group: Group, response: list[int]) -> list[float]:
+def log_probs_of(group: Group, response: list[int]) -> list[float]:
     """Return the log-probabilities of a response's tokens, computed in a separate row."""
     with torch.no_grad():
         logits = llama()(torch.tensor([group.prompt + response])).logits[0].log_softmax(-1)
@@ -58,7 +58,7 @@ def test_score_reference_equals_plain_forward(tmp_path: Path, policy: Path, max_
     summed = read_reference(tmp_path)
     assert rows.keys() == summed.keys() == {group.id for group in GROUPS}
     for group in GROUPS:
-        expected = [plain(group, response) for response in group.responses]
+        expected = [log_probs_of(group, response) for response in group.responses]
         for log_probs, plain_log_probs in zip(rows[group.id], expected, strict=True):
             assert log_probs == pytest.approx(plain_log_probs, abs=1e-4)
         assert summed[group.id].tolist() == pytest.approx([sum(log_probs) for log_probs in expected], abs=1e-4)
@@ -96,12 +96,12 @@ def run_align(
     return records
 
 
-@pytest.mark.parametrize("adapter", [NoAdapter(), lora(dropout=0.0)], ids=["whole", "LoRA"])
+@pytest.mark.parametrize("adapter", [NoAdapter(), lora(dropout=0.0)], ids=["all weights", "LoRA"])
 @pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": "selective", "bf16_copy": True}], ids=str)
 def test_align_rescored_reference_has_zero_margin_in_bf16(
     tmp_path: Path, policy: Path, adapter: Adapter, options: dict[str, Any]
 ) -> None:
-    """Stored scores come from micro-batches of one group; training's micro-batches hold several."""
+    """Stored scores come from micro-batches of one group. Training's micro-batches hold several groups."""
     hardware_config = hardware(precision="bf16-mixed", max_tokens_per_microbatch=10**6, logits_chunk=64, **options)
     score(tmp_path, Scoring(policy, "float32", replace(hardware_config, max_tokens_per_microbatch=1)))
     stored = read_reference(tmp_path)
@@ -121,7 +121,7 @@ def test_score_in_microbatches_two_ranks_cover_every_group() -> None:
     scores = score_in_microbatches(policy, steps, hardware_config)
     assert scores.keys() == {group.id for group in GROUPS}
     for group in GROUPS:
-        expected = [sum(plain(group, response)) for response in group.responses]
+        expected = [sum(log_probs_of(group, response)) for response in group.responses]
         assert scores[group.id].tolist() == pytest.approx(expected, abs=1e-4)
 
 
@@ -134,7 +134,7 @@ def test_hardware_rescore_reference_unsupported_is_refused(options: dict[str, An
 def test_fit_margin_at_step_0_is_recorded_once_and_warned_about(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The reference is off by one nat, so at beta 0.5 every margin is 0.5."""
+    """The reference of each target is one nat too low, so at beta = 0.5 every margin is 0.5."""
     policy, settings = llama(), optim(batch_size=4, epochs=1, lr=1e-9)
     hardware_config = hardware(max_tokens_per_microbatch=60)
     prepare(policy, GROUPS, hardware_config)
@@ -158,11 +158,11 @@ def test_fit_margin_at_step_0_is_recorded_once_and_warned_about(
 def test_score_reference_killed_resumes_from_shards(tmp_path: Path, policy: Path) -> None:
     scoring = Scoring(policy, "float32", hardware())
     score(tmp_path, scoring)
-    whole, shards = (tmp_path / FILE).read_bytes(), sorted((tmp_path / "resume").iterdir())
+    content, shards = (tmp_path / FILE).read_bytes(), sorted((tmp_path / "resume").iterdir())
     assert len(shards) == 3
     kept = shards[1].stat().st_mtime_ns
     shards[0].unlink()
     (tmp_path / FILE).unlink()
     score(tmp_path, scoring)
-    assert (tmp_path / FILE).read_bytes() == whole
+    assert (tmp_path / FILE).read_bytes() == content
     assert shards[1].stat().st_mtime_ns == kept

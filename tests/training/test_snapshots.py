@@ -1,4 +1,4 @@
-"""Policies of intermediate steps hold the weights of that step, even if training is killed later."""
+"""Test that snapshots hold the weights of their step, even if training is killed later."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from tiny import groups, hardware, lora, optim, policy_folder
 STEADY = optim(schedule="constant", warmup_ratio=0.0, batch_size=2)  # an update does not depend on the number of steps
 
 
-def saved(folder: Path, step: int) -> dict[str, Tensor]:
+def load_snapshot(folder: Path, step: int) -> dict[str, Tensor]:
     return dict(torch.load(snapshot(folder, step), weights_only=True))
 
 
@@ -45,7 +45,7 @@ def run_align(folder: Path, sft: Path, adapter: Adapter, settings: OptimConfig, 
     rows, _ = first_groups(2, max_length=100)
     score_reference(folder, Local(3, 1), Scoring(sft, "float32", hardware()), rows, "cpu")
     training = Training(adapter, settings, hardware(), 0, lambda record: None, checkpoints)
-    torch.manual_seed(0)  # seeds dropout; a job seeds every stage
+    torch.manual_seed(0)  # seeds dropout, as a job seeds every stage
     return align(folder, sft, "float32", rows, StoredScores(read_reference(folder)), OBJECTIVE, training)
 
 
@@ -56,7 +56,7 @@ def same_weights(folder: Path, other: Path) -> bool:
 
 @pytest.mark.parametrize("adapter", [NoAdapter(), lora()], ids=["all weights", "LoRA with dropout"])
 def test_align_checkpoint_equals_policy_of_shorter_training(tmp_path: Path, adapter: Adapter) -> None:
-    """The final policy is the same as without checkpoints."""
+    """Checkpoints do not change the final policy."""
     sft = policy_folder(tmp_path / "sft")
     summary = run_align(tmp_path / "with", sft, adapter, replace(STEADY, epochs=4), 4)
     assert (summary["steps"], summary["checkpoints"]) == (8, [2, 4, 6])
@@ -82,27 +82,27 @@ def test_fit_killed_and_resumed_has_the_same_snapshots(tmp_path: Path, every: in
     run_training(tmp_path, settings, kill_at, snapshots=steps, checkpoint_every=every)
     run_training(tmp_path, settings, snapshots=steps, checkpoint_every=every)
     for step in steps:
-        expected, resumed = saved(tmp_path / "whole", step), saved(tmp_path, step)
+        expected, resumed = load_snapshot(tmp_path / "whole", step), load_snapshot(tmp_path, step)
         assert all(torch.equal(resumed[name], value) for name, value in expected.items())
-    moved = [saved(tmp_path, step)["transformer.wte.weight"] for step in steps]
-    assert not torch.equal(moved[0], moved[1])
-    assert not torch.equal(moved[1], moved[2])
+    embeddings = [load_snapshot(tmp_path, step)["transformer.wte.weight"] for step in steps]
+    assert not torch.equal(embeddings[0], embeddings[1])
+    assert not torch.equal(embeddings[1], embeddings[2])
 
 
 def test_fit_damaged_snapshot_is_reported_and_rewritten(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run_training(tmp_path, optim(), ("begin", 4), snapshots=(2,), checkpoint_every=3)
-    good = snapshot(tmp_path, 2).read_bytes()
-    snapshot(tmp_path, 2).write_bytes(good[:1000])
+    intact = snapshot(tmp_path, 2).read_bytes()
+    snapshot(tmp_path, 2).write_bytes(intact[:1000])
     run_training(tmp_path, optim(), snapshots=(2,), checkpoint_every=3)
     assert "step-2.weights is damaged" in caplog.text
-    assert saved(tmp_path, 2).keys()
+    assert load_snapshot(tmp_path, 2).keys()
 
 
 @pytest.mark.parametrize(
     ("strategy", "adapter"), [("ddp", NoAdapter()), ("fsdp2", NoAdapter()), ("fsdp2", lora(dropout=0.0))]
 )
 @pytest.mark.filterwarnings("ignore")
-def test_fit_two_ranks_write_the_snapshots_of_one(tmp_path: Path, strategy: str, adapter: Adapter) -> None:
+def test_fit_two_ranks_write_the_snapshots_of_one_rank(tmp_path: Path, strategy: str, adapter: Adapter) -> None:
     settings, rows = optim(batch_size=3), groups(7)
     for ranks in (1, 2):
         hardware_config = hardware(devices=ranks, strategy=strategy, max_tokens_per_microbatch=20)
@@ -117,7 +117,7 @@ def test_fit_two_ranks_write_the_snapshots_of_one(tmp_path: Path, strategy: str,
         )
         assert fit(module, data, tmp_path / str(ranks), "test")
     for step in data.snapshots:
-        weights, other_weights = (saved(tmp_path / str(ranks), step) for ranks in (1, 2))
+        weights, other_weights = (load_snapshot(tmp_path / str(ranks), step) for ranks in (1, 2))
         assert weights.keys() == other_weights.keys()
         for name, value in weights.items():
             torch.testing.assert_close(other_weights[name], value, atol=1e-9, rtol=1e-9)

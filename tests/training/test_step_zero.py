@@ -1,4 +1,4 @@
-"""The start of preference training: the loss at margins of 0, and detection of a wrong reference."""
+"""Test step 0 of preference training: the loss at margins of 0, and detection of a wrong reference."""
 
 import math
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ AT_ZERO: dict[str, tuple[dict[str, Any], float]] = {
 def first_record(
     folder: Path, objective: Objective, shift: tuple[float, float], signals: Mapping[str, Signals] | None = None
 ) -> Record:
-    """Return the first record of a training run. Its reference is `shift` (target, negative) nats below the policy."""
+    """Return the first record of a training run. The reference is `shift` (target, negative) nats below the policy."""
     policy, settings = llama(), optim(batch_size=8, epochs=1, lr=1e-9)
     hardware_config = hardware(max_tokens_per_microbatch=60)
     prepare(policy, GROUPS, hardware_config)
@@ -59,7 +59,7 @@ def first_record(
 
 
 @pytest.mark.parametrize("name", AT_ZERO)
-def test_step_zero_loss_equals_the_objectives_at_zero_margins(
+def test_step_zero_loss_equals_objective_at_zero_margins(
     tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     changes, expected = AT_ZERO[name]
@@ -96,20 +96,20 @@ def test_step_zero_without_reference_is_not_recorded(tmp_path: Path) -> None:
 def test_step_zero_shifted_scores_with_zero_margins_are_warned_about(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """NCA depends on rewards, not on their differences."""
+    """NCA's loss depends on the rewards themselves, not on their differences."""
     record = first_record(tmp_path, objective_of("nca", beta=0.1, nll_weight=0.0), (1.0, 1.0))
     assert record["step0/margin_std"] == pytest.approx(0, abs=1e-4)
     (line,) = [r.getMessage() for r in caplog.records if "at step 0" in r.getMessage()]
     assert "recompute=[reference]" in line
 
 
-def test_within_noise_difference_below_four_standard_errors() -> None:
+def test_within_noise_accepts_difference_below_max_errors() -> None:
     drawn = torch.randn(400, generator=torch.Generator().manual_seed(0))
     drawn = (drawn - drawn.mean()) / drawn.std()
-    for mean, is_noise in [(0.9 * MAX_ERRORS / 20, True), (1.1 * MAX_ERRORS / 20, False)]:  # 20: the root of 400
+    for mean, is_noise in [(0.9 * MAX_ERRORS / 20, True), (1.1 * MAX_ERRORS / 20, False)]:  # 20 is the root of 400
         values = drawn + mean
         assert within_noise(float(values.mean()), float(values.square().mean()), 400, math.log(2)) == is_noise
     assert within_noise(9e-4, 9e-4**2, 1, math.log(2))
     assert not within_noise(2e-3, 2e-3**2, 400, math.log(2))
-    assert within_noise(2e-3, 2e-3**2, 400, 25.0)  # a thousandth of IPO's loss
+    assert within_noise(2e-3, 2e-3**2, 400, 25.0)  # below a thousandth of IPO's loss
     assert not within_noise(math.nan, math.nan, 400, math.log(2))

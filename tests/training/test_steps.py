@@ -1,4 +1,4 @@
-"""The groups of a step, and their split into ranks and micro-batches."""
+"""Test which groups a step has and how they are split into ranks and micro-batches."""
 
 from collections import Counter
 
@@ -72,7 +72,7 @@ def test_length_counts_prompt_once_and_each_response() -> None:
     assert length(Group("a", [1, 2], [3], [[4, 5, 6], [7]])) == 2 + 1 + 3 + 1
 
 
-def test_balance_by_tokens_longest_first_to_rank_with_fewest() -> None:
+def test_balance_by_tokens_gives_longest_first_to_rank_with_fewest_tokens() -> None:
     named = {n: Group(str(n), [1] * (n - 1), [1], []) for n in (9, 7, 6, 5, 2)}
     lengths = [[length(g) for g in part] for part in balance_by_tokens([named[n] for n in (2, 5, 6, 7, 9)], 2)]
     assert lengths == [[9, 5, 2], [7, 6]] or lengths == [[9, 5], [7, 6, 2]]
@@ -85,12 +85,12 @@ def test_steps_ranks_partition_a_step(count: int, ranks: int, per_step: int, bud
     named = {group.id: group for group in batch}
     for number in range(len(by_rank[0])):
         parts = [steps[number] for steps in by_rank]
-        whole = [batch[i] for i in by_rank[0].indices(number)]
+        expected = [batch[i] for i in by_rank[0].indices(number)]
         assert len({len(step.microbatches) for step in parts}) == 1
         assert all(step.microbatches for step in parts)
-        assert sorted(name for step in parts for name in ids_of(step)) == sorted(g.id for g in whole)
-        assert {step.groups for step in parts} == {len(whole)}
-        assert {step.target_tokens for step in parts} == {sum(len(g.target) for g in whole)}
+        assert sorted(name for step in parts for name in ids_of(step)) == sorted(g.id for g in expected)
+        assert {step.groups for step in parts} == {len(expected)}
+        assert {step.target_tokens for step in parts} == {sum(len(g.target) for g in expected)}
         for part in (part for step in parts for part in step.microbatches):
             tokens = sum(length(named[name]) for name in part.packed.ids)
             assert part.packed.input_ids.numel() == tokens
@@ -98,15 +98,18 @@ def test_steps_ranks_partition_a_step(count: int, ranks: int, per_step: int, bud
 
 
 def test_steps_share_prompts_if_it_saves_enough_tokens() -> None:
-    """Two responses of 20 tokens: the bound is 44 / 42 for a prompt of 2, and 46 / 43 for a prompt of 3."""
+    """With two responses of 20 tokens, the bound is 44 / 42 for a prompt of 2 tokens, and 46 / 43 for one of 3."""
 
     def steps(prompt: int) -> Steps:
         return Steps([Group(str(i), [1] * prompt, [1] * 20, [[1] * 20]) for i in range(3)], 3, 1, 88, seed=0)
 
     assert (steps(2).sharing, steps(3).sharing) == (False, True)
-    assert [part.packed.input_ids.shape[1] for part in steps(2)[0].microbatches] == [88, 44]  # 44 each, not 42
+    assert [part.packed.input_ids.shape[1] for part in steps(2)[0].microbatches] == [
+        88,
+        44,
+    ]  # an unshared group has 44 tokens
     assert [part.packed.input_ids.shape[1] for part in steps(3)[0].microbatches] == [86, 43]
-    assert steps(2).tokens == 3 * 42  # the same for a budget, whether prompts are shared or not
+    assert steps(2).tokens == 3 * 42  # a budget counts a prompt once even if rows do not share it
 
 
 def test_steps_model_without_sharing_has_unshared_rows() -> None:
@@ -124,8 +127,8 @@ def test_steps_rank_without_groups_has_only_filler_microbatches() -> None:
     assert (step.groups, ids_of(step)) == (1, [])
 
 
-@pytest.mark.parametrize(("start", "left"), [(0, [0, 1, 2, 3]), (3, [3]), (4, [])])
-def test_remaining_steps_start_at_given_step(start: int, left: list[int]) -> None:
+@pytest.mark.parametrize(("start", "expected_steps"), [(0, [0, 1, 2, 3]), (3, [3]), (4, [])])
+def test_remaining_steps_start_at_given_step(start: int, expected_steps: list[int]) -> None:
     remaining = RemainingSteps(4, start)
-    assert list(remaining) == left
+    assert list(remaining) == expected_steps
     assert len(remaining) == 4

@@ -1,4 +1,4 @@
-"""The picture in CONTRIBUTING.md has every module and stage, and its call chain names real functions."""
+"""Check that CONTRIBUTING.md lists every module and stage, and that its call chain names real functions."""
 
 import re
 from collections.abc import Iterator
@@ -13,23 +13,23 @@ BLOCKS = re.findall(r"```\n(.*?)```", TEXT, re.DOTALL)
 CHAIN = [line.split(maxsplit=2) for line in BLOCKS[3].splitlines()]
 
 
-def listed(block: str) -> set[str]:
+def names_in(block: str) -> set[str]:
     return {line.split()[0].rstrip("/") for line in block.splitlines()}
 
 
-def on_disk(folder: str) -> set[str]:
+def modules_in(folder: str) -> set[str]:
     return {path.name for path in (ROOT / folder).iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
 
 
-def test_picture_names_every_module_of_the_package() -> None:
-    assert listed(BLOCKS[1]) == on_disk("src/selfcontrast") - {"__init__.py"}
+def test_module_list_names_every_module_of_the_package() -> None:
+    assert names_in(BLOCKS[1]) == modules_in("src/selfcontrast") - {"__init__.py"}
 
 
-def test_picture_names_every_study() -> None:
-    assert listed(BLOCKS[2]) == on_disk("studies") - {"__init__.py"}
+def test_study_list_names_every_study() -> None:
+    assert names_in(BLOCKS[2]) == modules_in("studies") - {"__init__.py"}
 
 
-def test_picture_has_the_order_of_the_checked_layers() -> None:
+def test_module_list_has_the_order_of_the_checked_layers() -> None:
     """Check the order of `make lint`: a module imports only from the lines below its own."""
     layers = re.findall(r'^    "([a-z_ |]+)",$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     layer = {name: number for number, line in enumerate(layers) for name in line.split(" | ")}
@@ -43,7 +43,7 @@ def stages() -> Iterator[str]:
             yield from re.findall(r'\bStage\(\s*"(\w+)"', file.read_text())
 
 
-def test_table_has_every_stage_with_a_file_that_exists() -> None:
+def test_stage_table_has_every_stage_and_existing_files() -> None:
     table = dict(re.findall(r"\| `(\w+)`(?: \([^)]*\))? \| `([\w/]+\.py)` ", TEXT))
     assert set(table) == {*stages(), "data"}
     for file in table.values():
@@ -61,7 +61,7 @@ def test_call_chain_names_a_function_of_the_file(name: str, file: str) -> None:
         assert re.search(rf"^ *(def|class) {part}\b", text, re.MULTILINE), f"{part} is not in {file}"
 
 
-def test_paths_of_the_architecture_page_exist() -> None:
-    # Placeholders in capitals are not paths.
+def test_paths_in_contributing_exist() -> None:
+    # The pattern skips placeholders, which are in capitals.
     for path in re.findall(r"`((?:[a-z_]+/)*[a-z_]+(?:\.py|\.md|\.toml|/))`", TEXT):
         assert any((root / path).exists() for root in (ROOT, PACKAGE)) or path == "site/", path

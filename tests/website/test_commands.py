@@ -1,4 +1,4 @@
-"""Commands of the documents beside train.py, whose own are composed in tests/integration/test_readme.py."""
+"""Check the commands in the documents. tests/integration/test_readme.py checks those of train.py."""
 
 import re
 import shlex
@@ -15,17 +15,17 @@ TEXT = "\n".join(document.read_text() for document in DOCUMENTS)
 PLANS = sorted(set(re.findall(r"^selfcontrast plan ([^#\n]+)", TEXT, re.MULTILINE)))
 
 
-@pytest.mark.parametrize("words", PLANS)
-def test_plan_of_the_documents_composes(words: str) -> None:
-    composed(*shlex.split(words))
+@pytest.mark.parametrize("arguments", PLANS)
+def test_plan_command_in_documents_composes(arguments: str) -> None:
+    composed(*shlex.split(arguments))
 
 
-def test_subcommands_of_the_documents_exist() -> None:
+def test_subcommands_in_documents_exist() -> None:
     commands = set(re.findall(r"(?:^|`)selfcontrast ([a-z]+)", TEXT, re.MULTILINE))
     assert {"plan", "export"} <= commands <= {*HYDRA, *OTHERS}
 
 
-def test_modules_of_the_documents_exist() -> None:
+def test_modules_in_documents_exist() -> None:
     modules = set(re.findall(r"python -m ((?:selfcontrast|studies)[\w.]*)", TEXT))
     assert {"selfcontrast.report", "studies.paper.reproduce"} <= modules
     for module in modules:
@@ -34,13 +34,13 @@ def test_modules_of_the_documents_exist() -> None:
         assert not spec.submodule_search_locations or find_spec(f"{module}.__main__"), module
 
 
-def test_targets_of_make_exist() -> None:
+def test_make_targets_in_documents_exist() -> None:
     used = set(re.findall(r"(?:^|`)make ([a-z-]+)", TEXT, re.MULTILINE))
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {"run", "test", "docs"} <= used <= targets
 
 
-def test_files_of_commands_exist() -> None:
+def test_files_named_by_commands_exist() -> None:
     matches = re.findall(r"wandb sweep (\S+)|pip install .*-r (\S+)|pytest (tests/\S+\.py)", TEXT)
     names = {name for names in matches for name in names if name}
     assert len(names) >= 3

@@ -1,4 +1,4 @@
-"""The page of all settings has every file, key, default and comment under conf/."""
+"""Check that the page of all settings has every file, key, default and comment under conf/."""
 
 import html
 import re
@@ -17,7 +17,7 @@ PAGE = settings_page(CONF)
 
 
 def keys(node: Any, prefix: str = "") -> set[str]:
-    """Return the dotted keys of a parsed YAML file: an independent reading, without comments."""
+    """Return the dotted keys of a parsed YAML file, independently of the parser under test."""
     if isinstance(node, dict) and node:
         return {key for name, value in node.items() for key in keys(value, f"{prefix}{name}.")}
     if isinstance(node, list) and prefix != "defaults.":
@@ -29,14 +29,14 @@ def keys(node: Any, prefix: str = "") -> set[str]:
 def test_option_has_every_key_of_its_file(file: Path) -> None:
     documented = {setting.key for setting in read_option(CONF, file).settings}
     for key in keys(yaml.safe_load(file.read_text())):
-        # A mapping in braces is one value.
+        # The page shows a mapping in braces as one value.
         assert any(key == other or key.startswith(f"{other}.") for other in documented), key
 
 
 def test_page_has_every_file_and_as_many_rows_as_keys() -> None:
     options = read_options(CONF)
     assert len(options) == len(FILES)
-    assert PAGE.count("\n### ") == len(FILES) - 1  # config.yaml has a heading of its own
+    assert PAGE.count("\n### ") == len(FILES) - 1  # the heading of config.yaml has another level
     rows = sum(setting.key != "_target_" for option in options for setting in option.settings)
     assert PAGE.count("<tr><td>") == rows
 
@@ -47,13 +47,13 @@ def test_page_has_every_comment() -> None:
         for line in file.read_text().splitlines():
             comment = re.search(r"(?:^| )# (?!@)(.*[a-z].*)$", line)
             if comment and '"' not in line.split("#")[0]:
-                for words in comment[1].split(" # "):
-                    words = " ".join(re.sub(r"docs/(\w+)\.md", r"\1", words).split())
-                    # A choice that another file makes is a row (see below).
-                    assert words in text or words.startswith("- "), f"{file}: {words}"
+                for part in comment[1].split(" # "):
+                    part = " ".join(re.sub(r"docs/(\w+)\.md", r"\1", part).split())
+                    # A commented choice is a row: see test_option_choice_in_a_comment_is_a_setting.
+                    assert part in text or part.startswith("- "), f"{file}: {part}"
 
 
-def test_option_of_an_example_file(tmp_path: Path) -> None:
+def test_read_option_of_example_file_returns_all_settings(tmp_path: Path) -> None:
     file = tmp_path / "group" / "option.yaml"
     file.parent.mkdir()
     file.write_text(
@@ -106,13 +106,13 @@ def test_option_choice_in_a_comment_is_a_setting(tmp_path: Path) -> None:
     )
 
 
-def test_page_shows_verifier_and_model_in_rows_of_their_own() -> None:
+def test_page_shows_verifier_and_model_in_separate_rows() -> None:
     rows = {row.split("</code>")[0]: row for row in PAGE.split("<tr><td><code>")}
     assert "builtin | none | final_number" in rows["verifier"]
     assert "verifier" not in rows["model"]
 
 
-def test_comment_of_a_page_flows_and_links(tmp_path: Path) -> None:
+def test_page_comment_keeps_line_breaks_and_has_links(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(
         "# First line, which\n# goes on: arXiv 2404.00604, docs/data.md, a < b.\n#   python train.py\n"
         "key: 1   # one | two   what it is\n"
@@ -124,7 +124,7 @@ def test_comment_of_a_page_flows_and_links(tmp_path: Path) -> None:
     assert "<td><code>key</code></td><td><code>1</code></td><td>one | two&emsp;what it is</td>" in page
 
 
-def test_file_that_is_no_mapping_is_named(tmp_path: Path) -> None:
+def test_read_option_of_file_without_mapping_raises_with_file_name(tmp_path: Path) -> None:
     file = tmp_path / "list.yaml"
     file.write_text("- 1\n")
     with pytest.raises(ValueError, match=r"list\.yaml"):

@@ -1,4 +1,4 @@
-"""The documentation builds without a warning, and the site asks nothing of the network."""
+"""Check that the documentation builds without a warning and that the site loads nothing from the network."""
 
 import os
 import re
@@ -22,10 +22,10 @@ FETCHED = re.compile(
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    built = subprocess.run(
+    build = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=600, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     )
-    assert built.returncode == 0, built.stderr
+    assert build.returncode == 0, build.stderr
     return folder
 
 
@@ -53,7 +53,7 @@ def test_every_public_name_has_its_documentation(site: Path) -> None:
             assert f'id="{module}.{name}"' in text
 
 
-def test_classes_of_the_settings_link_to_the_reference(site: Path) -> None:
+def test_classes_on_settings_page_link_to_the_reference(site: Path) -> None:
     text = (site / "settings.html").read_text()
     assert 'href="reference/filters.html#selfcontrast.filters.select.Filter"' in text
     assert "<autoref" not in text

@@ -1,4 +1,4 @@
-"""Batches of segments without masks: every token occurs once, and padding is bounded."""
+"""Test the segment batches that need no mask: every token occurs once, and at most a quarter of a row is padding."""
 
 import torch
 from hypothesis import given
@@ -19,8 +19,8 @@ def test_buckets_hold_every_token_once(groups: list[Group]) -> None:
     row = torch.arange(sum(layout.lengths))
     assert torch.equal(flat[batched.slot], row)
     assert len(batched.slot.unique()) == len(row)
-    real = torch.cat([_real(bucket.tokens, bucket.padding) for bucket in batched.buckets])
-    assert torch.equal(real.sort().values, row)
+    unpadded = torch.cat([_unpadded_tokens(bucket.tokens, bucket.padding) for bucket in batched.buckets])
+    assert torch.equal(unpadded.sort().values, row)
 
 
 @given(GROUPS)
@@ -37,5 +37,5 @@ def test_bucket_rows_are_single_segments_with_little_padding(groups: list[Group]
             assert not pads[: len(kept)].any()
 
 
-def _real(tokens: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
+def _unpadded_tokens(tokens: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
     return tokens.flatten() if padding is None else tokens[~padding]

@@ -1,4 +1,4 @@
-"""The choice of the attention implementation, and its warnings."""
+"""Test the choice of the attention implementation and its warnings."""
 
 import logging
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from selfcontrast.models.shared_prompt import use_shared_prompt
 
 
 @pytest.fixture(autouse=True)
-def _empty_caches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _old_gpu_and_empty_caches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(choice, "_has_flash", lambda device: device.index != 1)  # GPU 1 is too old
     choice._choose.cache_clear()
     yield
@@ -24,7 +24,7 @@ def _empty_caches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def heads(device: str, dimensions: int = 16, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Return a "meta" tensor that claims to be on another device."""
+    """Return a tensor on "meta" that claims to be on `device`."""
 
     class TensorOnDevice(Tensor):
         @property
@@ -63,7 +63,7 @@ def heads(device: str, dimensions: int = 16, dtype: torch.dtype = torch.bfloat16
         ("masked", "cuda", {"dropout": 0.1}, "masked", None),
     ],
 )
-def test_choose_returns_what_runs_and_logs_why(
+def test_choose_returns_used_implementation_and_logs_reason(
     requested: str,
     device: str,
     changes: dict[str, Any],
@@ -85,11 +85,11 @@ def test_choose_returns_what_runs_and_logs_why(
         assert message.endswith(used)
 
 
-def test_choose_different_head_sizes_is_masked() -> None:
+def test_choose_different_head_sizes_returns_masked() -> None:
     assert choice.choose("auto", heads("cpu", 16), heads("cpu", 32), 0.0, None) == "masked"
 
 
-def test_choose_logs_every_reason(caplog: pytest.LogCaptureFixture) -> None:
+def test_choose_logs_one_warning_per_reason(caplog: pytest.LogCaptureFixture) -> None:
     x = heads("cpu")
     choice.choose("auto", x, x, 0.1, None)
     choice.choose("auto", x, x, 0.0, 3)
@@ -97,14 +97,14 @@ def test_choose_logs_every_reason(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("attention", choice.ATTENTIONS)
-def test_all_implementations_compute_the_same(attention: str) -> None:
+def test_all_implementations_compute_equal_log_probs(attention: str) -> None:
     model, packed = tiny(CONFIGS["llama"]), pack(ragged(0))
     expected = response_log_probs(tiny(CONFIGS["llama"]), packed, 16)
     use_shared_prompt(model, attention)
     assert relative(response_log_probs(model, packed, 16), expected) <= 1e-5
 
 
-def test_use_shared_prompt_keeps_the_previous_attention() -> None:
+def test_use_shared_prompt_without_argument_keeps_the_attention() -> None:
     model = tiny(CONFIGS["llama"])
     use_shared_prompt(model, "masked")
     use_shared_prompt(model)

@@ -1,4 +1,4 @@
-"""FlexAttention against the boolean mask and against padded rows.
+"""Compare FlexAttention with the boolean mask and with padded rows.
 
 FlexAttention's kernel has no backward pass on a CPU, but its reference implementation has one. These tests disable
 torch's check of the device and compile the reference implementation to plain tensor operations.
@@ -44,8 +44,8 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounterWithBacken
         function.cache_clear()
 
 
-def by_definition(groups: list[Group], window: int | None) -> list[list[bool]]:
-    """Return the mask by definition: a token sees itself and its predecessors in a separate row, up to the window."""
+def mask_by_definition(groups: list[Group], window: int | None) -> list[list[bool]]:
+    """Build the mask by definition: in a separate row, a token sees itself and earlier tokens within the window."""
     tokens = []  # per token: group, response (None in a prompt), position in a separate row
     for number, group in enumerate(groups):
         tokens += [(number, None, i) for i in range(len(group.prompt))]
@@ -63,8 +63,8 @@ def by_definition(groups: list[Group], window: int | None) -> list[list[bool]]:
 @given(GROUPS, WINDOWS)
 def test_mask_equals_the_definition(groups: list[Group], window: int | None) -> None:
     layout = pack(groups).layout
-    expected = torch.tensor(by_definition(groups, window))
-    row = torch.arange(len(expected))  # without the padding
+    expected = torch.tensor(mask_by_definition(groups, window))
+    row = torch.arange(len(expected))  # leaves out the padding
     none = torch.zeros((), dtype=torch.long)
     assert torch.equal(flex.mask(layout, window)(none, none, row[:, None], row), expected)
     boolean = torch.zeros_like(expected)
@@ -74,7 +74,7 @@ def test_mask_equals_the_definition(groups: list[Group], window: int | None) -> 
 
 
 def test_block_mask_skips_empty_blocks() -> None:
-    # Six segments of 128 tokens, one block each. A response sees a part of its own block, and all of the prompt's.
+    # Each of six segments fills one block of 128 tokens. A response sees part of its own block and all of the prompt's.
     layout = pack([Group("a", [1] * 128, [2] * 128, [[3] * 128] * 4)]).layout
     mask = flex.block_mask(layout, None)
     assert mask.shape == (1, 1, 768, 768)
@@ -110,13 +110,13 @@ def test_200_ragged_rows_compile_at_most_4_kernels(on_cpu: CompileCounterWithBac
     assert on_cpu.frame_count <= 4
 
 
-def test_padding_is_whole_blocks_and_sees_only_itself() -> None:
+def test_padding_fills_the_last_block_and_sees_only_padding() -> None:
     layout = pack([Group("a", [1] * 100, [2] * 20, [[3] * 20])]).layout  # 140 tokens
     mask = flex.block_mask(layout, None)
     assert mask.shape == (1, 1, 256, 256)
-    sees, none = flex.mask(layout, None), torch.zeros((), dtype=torch.long)
+    is_visible, none = flex.mask(layout, None), torch.zeros((), dtype=torch.long)
     row = torch.arange(256)
-    visible = sees(none, none, row[:, None], row)
+    visible = is_visible(none, none, row[:, None], row)
     assert torch.equal(visible[140:, 140:], torch.ones(116, 116, dtype=torch.bool).tril())
     assert not visible[140:, :140].any()
     assert not visible[:140, 140:].any()
@@ -159,7 +159,7 @@ def test_wrong_kernel_falls_back_to_masked_and_warns(
 def test_is_correct_passes_for_a_correct_kernel(on_cpu: CompileCounterWithBackend, window: bool) -> None:
     before = torch.get_rng_state()
     spec = flex_check.KernelSpec(torch.device("cpu"), torch.float32, 4, 2, 16, 16, window)
-    with torch.no_grad():  # as in scoring the reference
+    with torch.no_grad():  # the reference is scored without gradients, too
         assert flex_check.is_correct(spec)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -189,12 +189,12 @@ def test_block_mask_is_built_once_for_all_layers(
     decoder: Any = model.model
     forward_packed(decoder, packed.input_ids, packed.position_ids, packed.layout)
     assert calls == [1]
-    moved = packed.to("cpu")  # a mask belongs to its device, so a moved row builds a new one
-    forward_packed(decoder, moved.input_ids, moved.position_ids, moved.layout)
+    copy = packed.to("cpu")  # a mask belongs to a device, so a moved row needs a new one
+    forward_packed(decoder, copy.input_ids, copy.position_ids, copy.layout)
     assert calls == [1, 1]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: FlexAttention's own kernels, with gradients")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention's real kernels need a GPU")
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n not in ("gpt2", "llama")])
 def test_gradients_equal_padded_rows_on_a_gpu(name: str) -> None:
     config = CONFIGS[name].__class__(**{**CONFIGS[name].to_dict(), "head_dim": 16})

@@ -1,6 +1,6 @@
-"""Two merged calls of variable-length attention against the boolean mask and against padded rows.
+"""Compare two merged calls of variable-length attention with the boolean mask and with padded rows.
 
-On a CPU the calls are plain tensor operations (`varlen_reference`), which are checked against autograd.
+On a CPU the calls run plain tensor operations (`varlen_reference`). One test compares these with autograd.
 """
 
 from typing import Any
@@ -60,7 +60,7 @@ def test_attend_equals_masked_at_edge_cases(groups: list[Group], heads: tuple[in
     assert_equals_masked(groups, *heads, scale=None)
 
 
-def test_plan_by_hand() -> None:
+def test_plan_of_three_groups_equals_values_by_hand() -> None:
     layout = pack(
         [Group("a", [1] * 4, [2] * 2, [[3]]), Group("b", [1], [2], []), Group("c", [1] * 2, [2], [[3]])]
     ).layout
@@ -90,11 +90,13 @@ def test_plan_is_built_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> N
     model, packed = tiny(CONFIGS["llama"]), pack(ragged(0))
     use_shared_prompt(model, "varlen")
     gradients(model, response_log_probs(model, packed, 16))
-    assert len(calls) == 4  # queries and keys of two calls
+    assert len(calls) == 4  # each of the two calls computes the ends of its queries and of its keys
 
 
-def separate(query: Tensor, key: Tensor, value: Tensor, ends: tuple[list[int], list[int]], causal: bool) -> Tensor:
-    """Attend within each sequence by torch's own attention."""
+def attend_separately(
+    query: Tensor, key: Tensor, value: Tensor, ends: tuple[list[int], list[int]], causal: bool
+) -> Tensor:
+    """Attend within each sequence with torch's attention."""
     parts = []
     for i in range(len(ends[0]) - 1):
         q, k, v = (
@@ -115,7 +117,7 @@ def test_reference_equals_autograd(causal: bool) -> None:
         for count, heads in ((ends[0][-1], 4), (ends[1][-1], 2), (ends[1][-1], 2))
     ]
     cumulative = [torch.tensor(e, dtype=torch.int32) for e in ends]
-    expected = separate(*inputs, ends, causal)
+    expected = attend_separately(*inputs, ends, causal)
     grad = torch.randn(expected.shape, generator=draw, dtype=torch.float64)
     detached = [x.detach() for x in inputs]
     output, lse = varlen_reference.forward(*detached, *cumulative, causal, None)
@@ -131,7 +133,7 @@ def schema(name: str) -> dict[str, Any]:
 
 
 def test_torch_operations_have_the_expected_schemas() -> None:
-    """Arguments are passed by position, and `scale` by name: this works in torch 2.11 to 2.13."""
+    """This package passes `scale` by name and all other arguments by position. torch 2.11 to 2.13 accept this."""
     lengths = ["cum_seq_q", "cum_seq_k", "max_q", "max_k", "dropout_p", "is_causal"]
     forward, backward = schema("_flash_attention_forward"), schema("_flash_attention_backward")
     assert list(forward)[:10] == ["query", "key", "value", *lengths, "return_debug_mask"]
@@ -143,10 +145,12 @@ def test_torch_operations_have_the_expected_schemas() -> None:
     assert returned[:2] == ["output", "softmax_logsumexp"]
 
 
-PLAIN = [name for name in CONFIGS if "window shorter" not in name]
+NAMES_WITHOUT_SHORT_WINDOW = [name for name in CONFIGS if "window shorter" not in name]
 
 
-@pytest.mark.parametrize(("name", "checkpointing"), [*((name, False) for name in PLAIN), ("mistral", True)])
+@pytest.mark.parametrize(
+    ("name", "checkpointing"), [*((name, False) for name in NAMES_WITHOUT_SHORT_WINDOW), ("mistral", True)]
+)
 def test_gradients_equal_padded_rows(name: str, checkpointing: bool) -> None:
     plain, model = tiny(CONFIGS[name]).train(), tiny(CONFIGS[name]).train()
     use_shared_prompt(model, "varlen")
@@ -170,15 +174,15 @@ def test_gradients_equal_padded_rows_in_float64() -> None:
 
 
 def test_window_longer_than_rows_uses_varlen() -> None:
-    model, packed = tiny(CONFIGS["mistral"]), pack(ragged(0))  # a window of 4096
+    model, packed = tiny(CONFIGS["mistral"]), pack(ragged(0))  # its window is 4096
     use_shared_prompt(model, "varlen")
     response_log_probs(model, packed, 16)
     assert "varlen" in packed.layout.memo
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: FlashAttention's own kernels")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="FlashAttention's real kernels need a GPU")
 @pytest.mark.parametrize("heads", [(4, 4, 64), (4, 2, 96), (8, 1, 128)])
-def test_kernel_error_is_that_of_bfloat16(heads: tuple[int, int, int]) -> None:
+def test_gpu_kernel_error_is_within_bfloat16_rounding(heads: tuple[int, int, int]) -> None:
     query_heads, key_heads, width = heads
     draw = torch.Generator().manual_seed(0)
     groups = [Group("a", [1] * 200, [2] * 30, [[3] * 50] * 4), Group("b", [1], [2], [[3]])]

@@ -25,8 +25,8 @@ SMALL = Bandit(
 )
 
 
-def autograd(bandit: Bandit, target: int, negatives: tuple[int, ...]) -> np.ndarray:
-    """Return the gradient of the real objective of one target against these negatives."""
+def autograd_gradient(bandit: Bandit, target: int, negatives: tuple[int, ...]) -> np.ndarray:
+    """Return the gradient of the real objective for one target and these negatives."""
     objective = self_contrast(bandit.beta)
     theta = torch.tensor(bandit.logits, requires_grad=True)
     chosen = [target, *negatives]
@@ -41,7 +41,7 @@ def autograd(bandit: Bandit, target: int, negatives: tuple[int, ...]) -> np.ndar
 def test_gradients_match_autograd_of_the_objective() -> None:
     table = SETTINGS.build()
     for a, b in product(range(8), range(8)):
-        np.testing.assert_allclose(table.gradients[a, b], autograd(table, a, (b,)), atol=1e-12)
+        np.testing.assert_allclose(table.gradients[a, b], autograd_gradient(table, a, (b,)), atol=1e-12)
 
 
 def enumerate_error(bandit: Bandit, positives: int, negatives: int, crossed: bool) -> float:
@@ -50,12 +50,12 @@ def enumerate_error(bandit: Bandit, positives: int, negatives: int, crossed: boo
     shape = negatives if crossed else positives * negatives
     for targets in product(range(size), repeat=positives):
         for drawn in product(range(size), repeat=shape):
-            chance = np.prod(bandit.targets[list(targets)]) * np.prod(bandit.negatives[list(drawn)])
-            if chance == 0:
+            probability = np.prod(bandit.targets[list(targets)]) * np.prod(bandit.negatives[list(drawn)])
+            if probability == 0:
                 continue
             groups = [drawn if crossed else drawn[i * negatives : (i + 1) * negatives] for i in range(positives)]
-            estimate = np.mean([autograd(bandit, a, b) for a, b in zip(targets, groups, strict=True)], axis=0)
-            total += chance * np.square(estimate - bandit.gradient).sum()
+            estimate = np.mean([autograd_gradient(bandit, a, b) for a, b in zip(targets, groups, strict=True)], axis=0)
+            total += probability * np.square(estimate - bandit.gradient).sum()
     return total
 
 
@@ -103,7 +103,7 @@ def test_parts_at_the_start_of_training_have_no_interaction() -> None:
     assert parts.both == pytest.approx(0, abs=1e-12)
 
 
-def test_pairs_per_target_is_the_worth_of_unlimited_negatives() -> None:
+def test_pairs_per_target_gives_the_error_of_unlimited_negatives() -> None:
     parts = SMALL.parts
     pairs = 5 * parts.pairs_per_target
     assert parts.nested.error(pairs, 1) == pytest.approx(parts.crossed(5, 1e15))
@@ -114,12 +114,12 @@ def test_bias_of_false_negatives_shrinks_with_a_filter() -> None:
     good = np.arange(8) < 3
     ideal = bandit.filtered(good, 0.0)
     assert ideal.negatives[:3].sum() == 0
-    # The gradient of a mixture is the mixture of gradients, so the bias is linear in the fraction of good ones.
+    # The gradient of a mixture is the mixture of gradients, so the bias is linear in the fraction of good negatives.
     fraction = bandit.negatives[:3].sum()
     only_good = Bandit(bandit.logits, bandit.reference, bandit.targets, bandit.negatives * good / fraction, bandit.beta)
     mixed = (1 - fraction) * ideal.gradient + fraction * only_good.gradient
     np.testing.assert_allclose(bandit.gradient, mixed, atol=1e-12)
-    biases = [np.linalg.norm(bandit.filtered(good, left).gradient - ideal.gradient) for left in (1.0, 0.5, 0.0)]
+    biases = [np.linalg.norm(bandit.filtered(good, kept).gradient - ideal.gradient) for kept in (1.0, 0.5, 0.0)]
     assert biases == sorted(biases, reverse=True)
     assert biases[-1] == 0
 
@@ -127,6 +127,6 @@ def test_bias_of_false_negatives_shrinks_with_a_filter() -> None:
 @pytest.mark.parametrize(
     ("key", "value"), [("good", 7), ("good", 0), ("reference_good", 1.0), ("positives", [0]), ("replicates", 1)]
 )
-def test_settings_out_of_range_name_their_key(key: str, value: object) -> None:
+def test_settings_out_of_range_raise_with_their_key(key: str, value: object) -> None:
     with pytest.raises(UserError, match=rf"^theory\.bandit\.{key}(\[0\])?=" + re.escape(str(value).strip("[]"))):
         BanditSettings(**{**vars(SETTINGS), key: value})

@@ -1,4 +1,4 @@
-"""Compare gradients of pairs, computed from those of responses, with the real objective on the packed group."""
+"""Compare pair gradients, computed from response gradients, with the real objective's gradient on the packed group."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from studies.gradient_error.gradients import Sketch, response_gradients
 from tiny import self_contrast
 
 
-def test_pair_gradients_average_to_the_objectives_gradient() -> None:
+def test_mean_of_pair_gradients_equals_gradient_of_objective() -> None:
     beta = 0.3
     policy, group = tiny.llama(seed=1), tiny.groups(1, negatives=3, seed=4)[0]
     reference = torch.tensor([[-3.0, -7.0, -5.0, -9.0]])
@@ -32,13 +32,13 @@ def test_sketch_inner_products_are_unbiased() -> None:
     torch.manual_seed(0)
     a, b = torch.randn(5000), torch.randn(5000)
     products = [float(s(a) @ s(b)) for s in (Sketch(5000, 64, seed) for seed in range(300))]
-    spread = np.std(products) / np.sqrt(len(products))
-    assert abs(np.mean(products) - float(a @ b)) < 4 * spread  # unbiased
+    error = np.std(products) / np.sqrt(len(products))
+    assert abs(np.mean(products) - float(a @ b)) < 4 * error  # unbiased
     norms = np.array([float(s(a) @ s(a)) for s in (Sketch(5000, 64, seed) for seed in range(300))]) / float(a @ a)
     assert norms.std() == pytest.approx((2 / 64) ** 0.5, rel=0.2)
 
 
-def test_sketch_by_hand() -> None:
+def test_sketch_equals_signed_sums_of_buckets() -> None:
     sketch = Sketch(6, 2, seed=0)
     assert sketch.bucket is not None
     assert sketch.sign is not None

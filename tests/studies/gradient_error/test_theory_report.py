@@ -1,4 +1,4 @@
-"""Check the theory's report for a clear gradient, and for one that cannot be told apart from zero."""
+"""Check the theory's report for a clear gradient, and for a gradient that cannot be told apart from zero."""
 
 import math
 from pathlib import Path
@@ -16,7 +16,7 @@ SETTINGS = GradientError(12, 6, None, [1, 2, 4], [4], 20, 0, 0.95, BANDIT)
 
 
 def make_theory(gradient: float) -> Theory:
-    """Return results for targets that are `gradient` away from their samples, which have unit variance."""
+    """Return results in which targets' gradients lie `gradient` above those of samples, which have unit variance."""
     rng = np.random.default_rng(3)
     gradients = rng.standard_normal((12, 7, 4))
     gradients[:, 0] += gradient
@@ -42,7 +42,7 @@ def test_report_has_all_tables(gradient: float, tmp_path: Path, capsys: pytest.C
     assert "inf" not in text.replace("infer", "")
 
 
-def test_sentences_of_a_gradient_like_zero_say_so() -> None:
+def test_sentences_say_that_gradient_may_be_zero() -> None:
     theory = make_theory(0.0)
     theory.model["all"] |= {"squared": -0.1, "prompts_needed": dict.fromkeys(("1", "2", "4"), math.inf)}
     assert any("12 prompts" in sentence and "zero" in sentence for sentence in sentences(theory))

@@ -1,4 +1,4 @@
-"""Check docs/theory.md on the expected gradient of unfiltered negatives, by enumerating all outcomes."""
+"""Check what docs/theory.md says on the expected gradient of unfiltered negatives, by enumerating all outcomes."""
 
 from itertools import product
 
@@ -13,14 +13,17 @@ SAMPLES = 4
 
 
 def expected_step(keep_all: bool) -> np.ndarray:
-    """Return the mean of -∇ log p(y) in a softmax's logits, over prompts with a negative, one drawn per prompt."""
+    """Return the mean of -∇ log p(y) with respect to softmax logits, where y is one negative drawn per prompt.
+
+    Prompts without a negative do not count.
+    """
     total, weight = np.zeros(4), 0.0
     for drawn in product(range(4), repeat=SAMPLES):
         rows = range(SAMPLES) if keep_all else distinct(TEXTS[0], [TEXTS[i] for i in drawn])
         if rows:
-            chance = POLICY[list(drawn)].prod()
-            weight += chance
-            total -= chance * np.mean([np.eye(4)[drawn[row]] - POLICY for row in rows], axis=0)
+            probability = POLICY[list(drawn)].prod()
+            weight += probability
+            total -= probability * np.mean([np.eye(4)[drawn[row]] - POLICY for row in rows], axis=0)
     return total / weight
 
 
@@ -29,8 +32,8 @@ def test_expected_step_of_plain_samples_is_zero() -> None:
 
 
 def test_expected_step_of_distinct_samples_raises_the_target() -> None:
-    """A rarer response is a negative more often, relative to its probability."""
+    """Relative to its probability, a rare response is a negative more often than a frequent one."""
     step = expected_step(keep_all=False)
-    assert step[0] == pytest.approx(POLICY[0])  # never drawn: -(0 - p)
-    often, seldom, rare = (POLICY - step)[1:] / POLICY[1:]  # by the probability of being drawn, -step + p
+    assert step[0] == pytest.approx(POLICY[0])  # the target is never a negative, so the step is -(0 - p)
+    often, seldom, rare = (POLICY - step)[1:] / POLICY[1:]  # p - step is the probability of being the negative
     assert 1.1 < often < seldom < rare

@@ -1,4 +1,4 @@
-"""Check costs of stages by hand. A missing speed gives no hours."""
+"""Compare the costs of stages with values by hand, and test speeds and sizes that are unknown."""
 
 import json
 from dataclasses import replace
@@ -41,10 +41,10 @@ def parts(*overrides: str) -> Any:
     return assemble(cfg, built, {"train": [], "validation": [], "test": []})
 
 
-def test_work_of_the_default_job_by_hand() -> None:
-    """K = 8 of a pool of 16, N = 64, eight epochs of fine-tuning, four of preference training, 6 + 6 + 1 answers.
+def test_work_of_the_default_job_equals_values_by_hand() -> None:
+    """The default job has N = 64 samples, K = 8 of a pool of 16 negatives, and 6 + 6 + 1 answers per test prompt.
 
-    MiniLM has 384 dimensions.
+    It has eight epochs of fine-tuning and four of preference training. MiniLM's embeddings have 384 dimensions.
     """
     by_stage = {
         stage: work(step(stage), parts(), SIZES)
@@ -63,7 +63,10 @@ def test_work_of_the_default_job_by_hand() -> None:
 
 
 def test_work_of_divergence_and_checkpoints() -> None:
-    """Two models score six answers at temperature 1; for SFT one model does. Checkpoints have only these answers."""
+    """Two models score the six answers at temperature 1, but one model scores those of SFT.
+
+    A checkpoint samples only these six answers.
+    """
     settings = parts("evaluation.checkpoints=4")
     assert work(step("divergence", "divergence X"), settings, SIZES) == Work(
         "score", 2 * 20 * (10 + 6 * 5), 2 * 20 * 30 * 4
@@ -91,8 +94,8 @@ def test_work_of_baselines_and_budgets() -> None:
     assert work(step("benchmark", "pairwise SFT"), rewarded, SIZES) == Work(None, 0, 0)
 
 
-def test_work_of_a_benchmarks_own_questions_counts_turns() -> None:
-    """There are 80 questions of two turns. Half of them have a temperature above 0, and so three samples."""
+def test_work_of_benchmark_with_own_questions_counts_turns() -> None:
+    """There are 80 questions of two turns. Half of them have a temperature above 0 and get three samples."""
     name = "evaluation.benchmarks.mt_bench"
     settings = parts(f"+benchmark@{name}=mt_bench", f"{name}.samples=3", f"{name}.judge.model=x")
     assert work(step("answers", "mt_bench answers SFT"), settings, SIZES) == Work("generate", (40 + 40 * 3) * 2 * 5, 0)
@@ -108,13 +111,13 @@ def test_work_and_hours_of_unknown_sizes_are_none() -> None:
     assert hours(Work("train", 36000, 0), {"train": 5.0}) == 2
 
 
-def test_sizes_of_given_values_and_stored_candidates_take_precedence() -> None:
-    """16 characters of prompt and 24 of target are 4 and 6 tokens."""
+def test_sizes_prefer_explicit_values_and_stored_candidates() -> None:
+    """A prompt of 16 characters and a target of 24 are estimated as 4 and 6 tokens."""
     settings = parts()
     examples = [example(str(i), "x" * 16, "y" * 24) for i in range(7)]
     evaluated = [example(str(i), "x", "y") for i in range(5)]
     planned = Planned(
-        assembled(settings, examples, evaluated),
+        with_splits(settings, examples, evaluated),
         [step("generate", summary={"tokens_per_response": 9.5}), step("align")],
         "",
     )
@@ -128,12 +131,12 @@ def test_sizes_of_given_values_and_stored_candidates_take_precedence() -> None:
     assert (unreadable.prompts, unreadable.prompt_tokens) == (None, None)
 
 
-def assembled(settings: Any, train: list[Any], test: list[Any]) -> Any:
+def with_splits(settings: Any, train: list[Any], test: list[Any]) -> Any:
     return replace(settings, splits={"train": train, "validation": [], "test": test})
 
 
 def test_parameters_of_local_configs_and_known_models() -> None:
-    """Count embeddings, output layer, and per layer attention, MLP and two norms."""
+    """The expected counts hold embeddings, output layer and, for each layer, attention, MLP and two norms."""
     layer = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336 + 2 * 4096
     mistral = 2 * 32000 * 4096 + 32 * layer + 4096
     assert parameters(parts("+experiment=paper", "data=hh_rlhf")) == mistral
@@ -161,7 +164,7 @@ def test_measured_speeds_of_a_finished_run_are_per_device(tmp_path: Path) -> Non
     }
     (tmp_path / "result.json").write_text(json.dumps(result))
     assert measured(tmp_path) == {"train": 100, "generate": 500, "embed": 25, "score": 300}
-    result["config"]["engine"] = {"actors": [1, 5], "gpus_per_actor": None}  # Ray's
+    result["config"]["engine"] = {"actors": [1, 5], "gpus_per_actor": None}  # of the Ray engine
     (tmp_path / "result.json").write_text(json.dumps(result))
     assert measured(tmp_path) == {"train": 100, "generate": 100, "embed": 5, "score": 60}
     del result["config"]["engine"]

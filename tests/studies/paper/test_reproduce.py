@@ -12,7 +12,7 @@ from studies.paper import reproduce
 from test_experiments import EXPERIMENTS, chosen
 
 
-def test_experiments_by_name() -> None:
+def test_experiments_expands_names_and_refuses_unknown_names() -> None:
     assert sorted(reproduce.experiments(["all"])) == sorted(EXPERIMENTS)
     assert reproduce.experiments(["nectar"]) == [f"nectar/{method}" for method in reproduce.METHODS]
     assert reproduce.experiments(["nectar/spin", "hh_rlhf/sft", "nectar/spin"]) == ["nectar/spin", "hh_rlhf/sft"]
@@ -20,19 +20,19 @@ def test_experiments_by_name() -> None:
         reproduce.experiments(["imagenet"])
 
 
-def test_jobs_of_self_contrast_are_one_per_k_unless_k_is_given() -> None:
+def test_jobs_of_self_contrast_is_one_per_k_unless_k_is_set() -> None:
     args = ["+experiment=paper", "data=hh_rlhf", "method=self_contrast"]
-    every = reproduce.jobs("hh_rlhf/self_contrast", ["seed=2"])
-    assert every == [[*args, "seed=2", f"negatives={k}"] for k in (1, 2, 4, 8, 16)]
+    jobs = reproduce.jobs("hh_rlhf/self_contrast", ["seed=2"])
+    assert jobs == [[*args, "seed=2", f"negatives={k}"] for k in (1, 2, 4, 8, 16)]
     assert reproduce.jobs("hh_rlhf/self_contrast", ["negatives=4"]) == [[*args, "negatives=4"]]
 
 
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if not name.endswith("self_contrast")])
-def test_jobs_of_other_experiments_are_one(experiment: str) -> None:
+def test_jobs_of_experiment_without_k_is_one_job(experiment: str) -> None:
     assert reproduce.jobs(experiment, []) == [chosen(experiment)]
 
 
-def test_command_of_one_job_and_of_a_sweep() -> None:
+def test_command_uses_multirun_for_several_jobs_or_a_launcher() -> None:
     assert reproduce.command("nectar/self_contrast", []) == [
         "-m",
         "+experiment=paper",
@@ -45,7 +45,7 @@ def test_command_of_one_job_and_of_a_sweep() -> None:
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "sweeps" / "paper").glob("*.yaml")), ids=lambda file: file.stem)
-def test_sweep_file_has_the_experiment_and_the_papers_k(file: Path) -> None:
+def test_sweep_file_has_the_experiment_and_every_k_of_the_paper(file: Path) -> None:
     sweep = yaml.safe_load(file.read_text())
     assert sweep["command"][3:] == ["+experiment=paper", f"data={file.stem}", "${args_no_hyphens}"]
     assert sweep["parameters"] == {"negatives": {"values": [1, 2, 4, 8, 16]}}

@@ -32,16 +32,16 @@ def test_reproduction_docs_have_commands_for_every_method_and_both_scripts() -> 
 
 @pytest.mark.parametrize("command", TRAIN)
 def test_reproduction_docs_train_command_composes_for_each_value(command: str) -> None:
-    words = [word for word in shlex.split(command)[2:] if word != "-m"]
-    several = [word for word in words if "," in word and "[" not in word]
-    fixed = [word.replace("=N", "=1000") if word.endswith("=N") else word for word in words if word not in several]
-    choices = [[f"{word.partition('=')[0]}={value}" for value in word.partition("=")[2].split(",")] for word in several]
+    args = [arg for arg in shlex.split(command)[2:] if arg != "-m"]
+    swept = [arg for arg in args if "," in arg and "[" not in arg]
+    fixed = [arg.replace("=N", "=1000") if arg.endswith("=N") else arg for arg in args if arg not in swept]
+    choices = [[f"{arg.partition('=')[0]}={value}" for value in arg.partition("=")[2].split(",")] for arg in swept]
     for point in product(*choices):
         composed(*fixed, *point)
 
 
 def test_reproduction_docs_mt_bench_command_uses_the_published_questions() -> None:
-    """The benchmark's file has this project's own 80 questions by default."""
+    """By default the benchmark uses this project's own 80 questions."""
     (command,) = [command for command in TRAIN if "mt_bench" in command]
     bench = composed(*shlex.split(command)[2:]).evaluation.benchmarks.mt_bench
     assert (bench.questions, bench.references) == ("question.jsonl", "gpt-4.jsonl")
@@ -49,7 +49,7 @@ def test_reproduction_docs_mt_bench_command_uses_the_published_questions() -> No
 
 @pytest.mark.parametrize("command", PLAN)
 def test_reproduction_docs_plan_command_names_experiments(command: str) -> None:
-    names = [word for word in shlex.split(command)[3:] if not word.startswith("-") and word != "outputs/RUN"]
+    names = [arg for arg in shlex.split(command)[3:] if not arg.startswith("-") and arg != "outputs/RUN"]
     assert reproduce.experiments(names)
 
 
