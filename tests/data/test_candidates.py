@@ -1,4 +1,4 @@
-"""Files of candidates and negatives, and invalid decodings."""
+"""Test writing and reading candidates and negatives, and the checks of a decoding."""
 
 import tempfile
 from array import array
@@ -62,10 +62,10 @@ def test_read_negatives_groups_by_prompt_in_rank_order(tmp_path: Path) -> None:
     ids=str,
 )
 def test_decoding_with_invalid_values_raises(wrong: dict[str, Any]) -> None:
-    fine: dict[str, Any] = {"samples": 1, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 1, "max_length": 1}
-    Decoding(**fine)
+    valid: dict[str, Any] = {"samples": 1, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 1, "max_length": 1}
+    Decoding(**valid)
     with pytest.raises(UserError, match=next(iter(wrong))):
-        Decoding(**{**fine, **wrong})
+        Decoding(**{**valid, **wrong})
 
 
 # --- reading whole prompts
