@@ -1,4 +1,4 @@
-"""The HTTP client, with servers that fail in many ways."""
+"""Test the HTTP client against servers that fail in many ways."""
 
 import asyncio
 import re
@@ -50,7 +50,7 @@ def ask(settings: Servers, count: int = 1) -> list[str]:
 
 
 def fail_first(*faults: Fault) -> Any:
-    """Let the first requests fail in these ways, and the others succeed."""
+    """Let the first requests fail with one of `faults` each, and the others succeed."""
     return lambda number, body: faults[number] if number < len(faults) else None
 
 
@@ -104,10 +104,10 @@ REASONS = {
 
 @pytest.mark.parametrize(("fault", "reason"), REASONS.values(), ids=REASONS)
 def test_permanent_failure_gives_its_reason_and_others_succeed(fault: Fault, reason: str) -> None:
-    def poisoned(number: int, body: Body) -> Fault | None:
+    def fail_p1(number: int, body: Body) -> Fault | None:
         return fault if body["prompt"] == "p1" else None
 
-    with OpenAIServer(fault=poisoned).open() as server:
+    with OpenAIServer(fault=fail_p1).open() as server:
         answers = ask(servers(server.url), 4)
         tries = sum(request.body["prompt"] == "p1" for request in server.requests)
     assert answers[1] == f"failed: {reason}"
@@ -128,14 +128,14 @@ def test_refused_connection_fails() -> None:
     assert re.match(r"failed: ClientConnectorError: Cannot connect to host 127\.0\.0\.1:\d+ .*tries: 3", answer)
 
 
-def test_dead_endpoint_is_paused_and_the_other_answers() -> None:
+def test_dead_endpoint_is_paused_and_another_endpoint_answers() -> None:
     with OpenAIServer().open() as server:
         answers = ask(servers(closed_url(), server.url, retries=5, initial_backoff=0.2), 40)
         assert len(server.requests) == 40
     assert all(answer.startswith("the ") for answer in answers)
 
 
-def test_endpoints_share_requests_within_concurrency() -> None:
+def test_requests_are_shared_between_endpoints_within_concurrency() -> None:
     slow = lambda number, body: Fault(200, b'{"choices": [{"text": "the"}]}', delay=0.02)  # noqa: E731
     with OpenAIServer(fault=slow).open() as server, OpenAIServer(fault=slow).open() as other_server:
         ask(servers(server.url, other_server.url, concurrency=3), 30)
@@ -221,7 +221,7 @@ def test_unset_key_variable_raises(value: str | None, monkeypatch: pytest.Monkey
         ask(servers("http://127.0.0.1:9/v1", api_key_env="OWN_KEY"))
 
 
-def offers(*urls: str) -> list[list[Answer] | str]:
+def models_of(*urls: str) -> list[list[Answer] | str]:
     async def models() -> list[list[Answer] | str]:
         async with Client(servers(*urls)) as http:
             return list((await http.models()).values())
@@ -229,14 +229,14 @@ def offers(*urls: str) -> list[list[Answer] | str]:
     return asyncio.run(models())
 
 
-def test_models_of_endpoints() -> None:
+def test_models_returns_the_models_or_a_reason_per_endpoint() -> None:
     with OpenAIServer(models=["a", "b"]).open() as server, OpenAIServer(models=None).open() as without_models:
-        names, unknown, dead = offers(server.url, without_models.url, closed_url())
+        names, unknown, dead = models_of(server.url, without_models.url, closed_url())
     assert [model["id"] for model in names] == ["a", "b"]  # type: ignore[index]
     assert unknown == "HTTP 404: out of order"
     assert "Cannot connect" in str(dead)
     with OpenAIServer(key=KEY).open() as locked, pytest.raises(UserError, match="refuses the key"):
-        offers(locked.url)
+        models_of(locked.url)
 
 
 @pytest.mark.parametrize(
@@ -271,12 +271,12 @@ def test_server_that_never_answers_raises(
     monkeypatch.setattr(client, "MODELS_TIMEOUT", 0.0)
     with OpenAIServer(fault=lambda *_: fault).open() as server:
         with pytest.raises(UserError, match=r"no answer from http\S+ for \d+ s"):
-            asyncio.run(many(servers(server.url, retries=5), 100))
+            asyncio.run(post_many(servers(server.url, retries=5), 100))
         assert len(server.requests) < 20
     assert sum("retrying" in record.getMessage() for record in caplog.records) == 1
 
 
-async def many(settings: Servers, count: int) -> None:
+async def post_many(settings: Servers, count: int) -> None:
     async with Client(settings) as http:
         try:
             for _ in range(count):
@@ -285,13 +285,13 @@ async def many(settings: Servers, count: int) -> None:
             raise AssertionError("the client did not give up") from None
 
 
-def test_server_that_refuses_requests_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_that_answers_with_400_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "PATIENCE", 0.0)
     with OpenAIServer(fault=lambda *_: Fault(400)).open() as server:
         assert all(answer.startswith("failed: HTTP 400") for answer in ask(servers(server.url), 30))
 
 
-def test_escape_codes_of_a_server_are_removed() -> None:
+def test_escape_codes_in_a_servers_message_are_removed() -> None:
     fault = Fault(400, b'{"message": "\\u001b[31mred\\u0007 \\u009b2J\\u202e"}')
     with OpenAIServer(fault=lambda *_: fault).open() as server:
         assert ask(servers(server.url)) == ["failed: HTTP 400: [31mred 2J"]
