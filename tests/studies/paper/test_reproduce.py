@@ -9,7 +9,7 @@ from jobs import ROOT
 from selfcontrast.debug import write_debug
 from selfcontrast.errors import UserError
 from studies.paper import reproduce
-from test_experiments import EXPERIMENTS, chosen
+from test_experiments import EXPERIMENTS, overrides_of
 
 
 def test_experiments_by_name() -> None:
@@ -29,7 +29,7 @@ def test_jobs_of_self_contrast_are_one_per_k_unless_k_is_given() -> None:
 
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if not name.endswith("self_contrast")])
 def test_jobs_of_other_experiments_are_one(experiment: str) -> None:
-    assert reproduce.jobs(experiment, []) == [chosen(experiment)]
+    assert reproduce.jobs(experiment, []) == [overrides_of(experiment)]
 
 
 def test_command_of_one_job_and_of_a_sweep() -> None:
