@@ -5,7 +5,7 @@
 
 Each case damages one random file in the store of a finished job, or of a job that was killed during sampling or
 training. The job must then give the numbers of an undamaged run, or fail with one line that says what is wrong. The
-script prints a line per case. It exits with 1 if a result differs or a traceback appears.
+script prints a line per case. It exits with 1 if a result differs, a traceback appears or a failed job prints no error.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def delete(file: Path, draw: random.Random) -> None:
 
 
 def swap(file: Path, draw: random.Random) -> None:
-    """Replace the file by another of the same kind."""
+    """Replace the file by another file of its folder with the same suffix."""
     others = [other for other in file.parent.glob(f"*{file.suffix}") if other != file and other.is_file()]
     if others:
         shutil.copy(draw.choice(others), file)

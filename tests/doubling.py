@@ -18,8 +18,8 @@ from selfcontrast.errors import UserError
 class Doubling:
     """Double numbers, and write empty files to `folder` that show what happened.
 
-    Each worker writes `PROCESS-DEVICE.opened`. The number 15 writes `waiting`, and the worker waits for a signal. The
-    number 16 writes `lost` when it comes first, and then kills Ray on this machine and the worker.
+    Each worker writes `PROCESS-DEVICE.opened`. At the number 15, a worker writes `waiting` and waits for a signal. At
+    the number 16, the first worker writes `lost`, and kills Ray on this machine and itself.
     """
 
     folder: Path

@@ -1,7 +1,7 @@
 """Run scripts in processes that are forked from a server with torch and other slow modules already imported.
 
 Each pytest worker starts one server. A new Python process spends five seconds on imports, so only tests of the process
-itself start a new one: `start_train(…, fresh=True)`.
+itself start a new process: `start_train(…, fresh=True)`.
 """
 
 import atexit
@@ -41,7 +41,7 @@ _context = multiprocessing.get_context("forkserver")
 
 @cache
 def serve() -> None:
-    """Start this pytest worker's server with the variables that libraries read on import, and the hub offline."""
+    """Start this pytest worker's server, with the variables that libraries read on import and without the hub."""
     _context.set_forkserver_preload(PRELOAD)
     with patch.dict(os.environ, {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}):
         set_environment()
@@ -97,7 +97,7 @@ class Forked:
 
 
 def _stop_at(pattern: str) -> None:
-    """Make this process stop itself (SIGSTOP) once it has renamed a file and a file matches `pattern`.
+    """Make this process stop itself (SIGSTOP) once it has renamed a file and any file matches `pattern`.
 
     A test that polls from outside is too late on a busy machine.
     """

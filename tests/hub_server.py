@@ -1,4 +1,4 @@
-"""A loopback stand-in for those parts of the Hugging Face Hub's HTTP API that create and fill a repository.
+"""Serve a loopback stand-in for those parts of the Hugging Face Hub's HTTP API that create and fill a repository.
 
 It answers the requests that huggingface_hub 2.4 sends without Xet: create, validate-yaml, preupload, Git LFS, commit.
 """
@@ -18,12 +18,12 @@ KNOWN_TOKEN = "hf_known"
 @dataclass
 class Repository:
     private: bool
-    files: dict[str, Any] = field(default_factory=dict)  # by path: text of a small file, LFS id of a large one
+    files: dict[str, Any] = field(default_factory=dict)  # by path: text of a small file, or LFS id of a large file
     commits: list[str] = field(default_factory=list)
 
 
 class HubServer:
-    """The stand-in. Use it as `with serving_hub() as server`; `server.client` has the client's settings."""
+    """The stand-in server. Use it as `with serving_hub() as server`; `server.client` has the client's settings."""
 
     def __init__(self, url: str) -> None:
         self.url = url

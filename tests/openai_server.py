@@ -51,7 +51,7 @@ class OpenAIServer:
         reply: maps a request's body to the choices of its answer.
         fault: maps the request's number, from 0, and its body to a fault to send instead of an answer, or None.
         models: names that `/models` lists; None if the server has no `/models`.
-        root: `root` of each model in `/models`; "" for the model's name.
+        root: `root` of each model in `/models`; "" stands for the model's name.
         key: API key that requests to `/models` must have; None if any is accepted.
         requests: the POST requests, in order of arrival.
         max_concurrent: largest number of concurrent requests.

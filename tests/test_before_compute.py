@@ -44,7 +44,7 @@ ANSWER = {"role": "assistant", "content": "An oak."}
 
 
 def rows(*more: Sequence[dict[str, str]], plain: int = 24) -> list[dict[str, Any]]:
-    """Return `plain` rows of one question and answer, and then the dialogues `more`."""
+    """Return `plain` rows with a question and an answer each, and then rows with the dialogues `more`."""
     dialogues = [[{"role": "user", "content": f"Name fruit number {i}, please."}, ANSWER] for i in range(plain)]
     return [{"messages": list(messages)} for messages in (*dialogues, *more)]
 
@@ -110,7 +110,7 @@ def test_row_altered_by_the_template_is_refused_with_its_line(tmp_path: Path) ->
 @pytest.mark.parametrize("kind", ["jsonl", "json", "jsonl.gz", "parquet"])
 def test_refused_row_is_named_by_its_position_in_every_file_format(kind: str, tmp_path: Path) -> None:
     content, file = rows([SYSTEM, USER, ANSWER]), tmp_path / f"data.{kind}"
-    lines = "\n" + "\n".join(map(json.dumps, content))  # the first line is blank, and it has a number, too
+    lines = "\n" + "\n".join(map(json.dumps, content))  # the blank first line has the number 1
     if kind == "parquet":
         pq.write_table(pa.Table.from_pylist(content), file)
     else:
@@ -123,10 +123,10 @@ def test_refused_row_is_named_by_its_position_in_every_file_format(kind: str, tm
 
 def test_every_rejected_answer_of_a_row_is_checked(tmp_path: Path) -> None:
     cuts = NO_SYSTEM.replace("m.content | trim", "(m.content.split('</think>') | last) | trim")
-    odd = {"prompt": "Name a tree.", "chosen": "An oak.", "rejected": ["Elm.", "<think>hm</think>Ash."]}
+    changed = {"prompt": "Name a tree.", "chosen": "An oak.", "rejected": ["Elm.", "<think>hm</think>Ash."]}
     plain = [{"prompt": f"Name fruit {i}.", "chosen": "A pear.", "rejected": "None."} for i in range(24)]
     with pytest.raises(UserError, match=r"line 25 of"):
-        configure_job(tmp_path, write_rows(tmp_path / "data.jsonl", [*plain, odd]), template=cuts)
+        configure_job(tmp_path, write_rows(tmp_path / "data.jsonl", [*plain, changed]), template=cuts)
 
 
 def test_one_per_role_sequence_returns_one_example_per_sequence_of_roles() -> None:

@@ -50,7 +50,7 @@ def ask(settings: Servers, count: int = 1) -> list[str]:
 
 
 def fail_first(*faults: Fault) -> Any:
-    """Let the first requests fail with one of `faults` each, and the others succeed."""
+    """Return a function that lets the first requests fail with `faults`, and later requests succeed."""
     return lambda number, body: faults[number] if number < len(faults) else None
 
 

@@ -58,7 +58,7 @@ OTHER_FOLDERS = {
     "benchmark",
     "judge",
     "reward_model",
-}  # folders of conf that are no group of the config
+}  # folders of conf that are not groups of the config
 
 
 def test_groups_match_folders_of_conf() -> None:

@@ -1,4 +1,4 @@
-"""Compare every setting of the paper's experiments with a table written by hand, and compose each experiment.
+"""Compare the settings of the paper's experiments with a table written by hand, and compose each experiment.
 
 [repo] means the scripts and code of the reference implementation. [paper] means the paper's text.
 """

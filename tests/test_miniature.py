@@ -1,4 +1,4 @@
-"""Check the experiment miniature: every method composes, and differs from Self-Contrast only in its settings."""
+"""Check the experiment miniature: every method composes and has the hyperparameters of Self-Contrast."""
 
 import re
 from typing import Any
@@ -14,7 +14,13 @@ from test_config import composed
 
 CLEAN = "data.noise=0.0"
 TOKENS = "trainer.tokens=538702"  # the number is in docs/miniature.md
-OTHERS = ("sft", "best_vs_worst", "best_vs_below_mean", "rft", "scpo")  # no commands of docs/miniature.md
+OTHERS = (
+    "sft",
+    "best_vs_worst",
+    "best_vs_below_mean",
+    "rft",
+    "scpo",
+)  # docs/miniature.md has no command for these methods
 METHODS = sorted(file.stem for file in (ROOT / "conf" / "method").glob("*.yaml") if file.stem not in OTHERS)
 SMALL = ("data.train=64", "data.test=16", "data.validation=16", "output=out")
 EQUAL_PARTS = ("model", "sft", "encoder", "trainer", "evaluation", "engine", "hardware", "adapter")

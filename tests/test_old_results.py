@@ -1,4 +1,4 @@
-"""Test reading a `result.json` from before the renames. The file is of a real run, cut down to a few prompts."""
+"""Test reading a `result.json` from before the renames. The file comes from a real run, cut down to a few prompts."""
 
 import json
 import shutil

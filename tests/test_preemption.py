@@ -1,4 +1,4 @@
-"""Test that signals end a command in bounded time, with a line at once and no traceback, in new processes."""
+"""Test that signals end a command in bounded time, with a line at once and no traceback."""
 
 import os
 import signal

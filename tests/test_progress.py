@@ -166,7 +166,7 @@ def test_responses_repeated_after_lack_of_memory_are_counted_once(done_counts: l
     OomBatcher(4, draw)([Request("r", [5])], Decoding(4, 1.0, 1.0, 9, 64), 0)  # type: ignore[arg-type]
     progress.finish()
     assert done_counts == [4, 0, 2, 4]
-    counter.advance(4)  # as when the shard is written
+    counter.advance(4)  # the engine does this when it has written the shard
     assert (counter.done, counter.unsaved) == (4, 0)
 
 

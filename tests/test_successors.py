@@ -11,7 +11,7 @@ from selfcontrast import losses
 from selfcontrast.objectives import Signals
 from test_objectives import BETA, batch, log_sigmoid, objective
 
-Row = list[Tensor]  # scalars that carry a gradient, the target's first
+Row = list[Tensor]  # scalars that carry a gradient; the first is the target's
 Floats = list[float]
 
 

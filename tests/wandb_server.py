@@ -1,4 +1,4 @@
-"""A loopback stand-in for the parts of W&B's server that `wandb sweep`, `wandb agent` and an online run use.
+"""Serve a loopback stand-in for the parts of W&B's server that `wandb sweep`, `wandb agent` and an online run use.
 
 It answers the requests of the real client 0.31: GraphQL by the name of the operation, a run's file stream, and uploads.
 A grid runs in the order of the sweep file, and its last parameter changes fastest. The server keeps what it receives.
@@ -221,7 +221,7 @@ class WandbServer:
         name = fields["artifactCollectionName"]
         artifact = same[0] if same else Artifact(f"artifact{len(self.artifacts)}", {**fields, "name": name})
         self.artifacts[artifact.id] = artifact
-        if fields["runName"]:  # without a name, the run uses the artifact but has not made it
+        if fields["runName"]:  # without `runName`, the run only uses the artifact
             self.runs[fields["runName"]].logged.append(name)
         return {"createArtifact": {"artifact": self._artifact(artifact)}}
 

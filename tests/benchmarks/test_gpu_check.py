@@ -20,7 +20,7 @@ def test_gpu_check_runs_completely_on_a_cpu(tmp_path: Path) -> None:
     results = json.loads(file.read_text())
     assert all("rows" in step for step in results["steps"].values())
     errors = [row["error"] for row in results["steps"]["gradients"]["rows"] if row["arithmetic"] == "float32"]
-    assert len(errors) == 6  # two implementations, three models
+    assert len(errors) == 6  # two implementations for each of three models
     speed = results["steps"]["speed 9,7,3"]["rows"]
     bounds = {row["contender"]: row.get("bound") for row in speed}
     assert bounds["unpadded rows"] == pytest.approx(4 * (9 + 7) / (9 + 4 * 7))

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def output() -> str:
-    """Return the output of the benchmark, run on a GPU if there is one, else on the CPU."""
+    """Return the output of the benchmark, run on a GPU if there is one, or on the CPU."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = f"--device {device} --dtype fp32 --model qwen-tiny --shapes 9,7,3 --rounds 1 --peak-tflops 1"
     command = [sys.executable, "benchmarks/train_step.py", *settings.split()]

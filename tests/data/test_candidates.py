@@ -1,4 +1,4 @@
-"""Test writing and reading candidates and negatives, and the checks of a decoding."""
+"""Test writing and reading candidates and negatives, and the checks of decoding settings."""
 
 import tempfile
 from array import array

@@ -118,7 +118,7 @@ def test_text_graders_ignore_case_and_kind_of_white_space() -> None:
     assert ExactMatch(ignore_case=True).score(example("New York"), "NEW\n york") == 1
     assert Contains(ignore_case=True).score(example("New York"), "it is new\nyork!") == 1
     assert Contains(ignore_case=True).score(example("5"), "15 or 51") == 0
-    assert Contains(ignore_case=True).score(example("C++ (or so)"), "I like c++ (or so).") == 1  # not as a pattern
+    assert Contains(ignore_case=True).score(example("C++ (or so)"), "I like c++ (or so).") == 1  # no pattern, but text
 
 
 # --- checks before any compute

@@ -97,7 +97,7 @@ def test_malformed_rows_are_dropped_and_counted_by_reason(tmp_path: Path, caplog
 
 
 def test_longer_dialogues_are_cut_to_their_first_turns(tmp_path: Path) -> None:
-    """The target of a cut dialogue is an answer inside it, and no rejected answer belongs to that answer."""
+    """The target of a cut dialogue is an answer inside the dialogue, for which the row has no rejected answer."""
     more = f"{TALK}\n\nHuman: And you?\n\nAssistant: Well."
     rows = [hh(f"Question {i}?", f"Good {i}.", f"Bad {i}.") for i in range(8)]
     rows += [hh("Bye?", "Bye.", "No.", before=more), hh("Hello.", "Hi: what now?", "Go away.")]

@@ -43,9 +43,10 @@ def test_added_rows_move_no_prompt_to_another_split(tmp_path: Path) -> None:
 
 def test_split_is_the_same_on_every_machine(tmp_path: Path) -> None:
     loaded = source(write(tmp_path / "d.jsonl", pairs(40))).load()
-    # A prompt's hash decides. To compute it: printf '[{"role": "user", "content": "question 2"}]' | sha256sum
-    # The hashes of test are below 0x1999 (0.1): question 2 has 00aa, 9 has 090e, 33 has 0fc0, 4 has 12ff.
-    # The hashes of validation are below 0x2666 (0.15): 30 has 1c0f, 6 has 2332. The next ones are 2dde, 2f8b, 353b.
+    # A prompt's hash decides its split. To compute it: printf '[{"role": "user", "content": "question 2"}]' | sha256sum
+    # Test hashes begin below 0x1999, the fraction 0.1: question 2 has 00aa, 9 has 090e, 33 has 0fc0, 4 has 12ff.
+    # Validation hashes begin below 0x2666, the fraction 0.15: question 30 has 1c0f, 6 has 2332.
+    # Training hashes are higher: question 8 has 2dde, 39 has 2f8b, 18 has 353b, and so on.
     numbers = {name: [int(e.target.removeprefix("answer ")) for e in split] for name, split in loaded.items()}
     assert (numbers["test"], numbers["validation"]) == ([2, 4, 9, 33], [6, 30])
 

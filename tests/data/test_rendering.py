@@ -187,7 +187,7 @@ def test_tokens_never_merge_across_the_boundary() -> None:
 
 
 def sentencepiece_tokenizer(scheme: str) -> Any:
-    """Return a tokenizer that marks the beginning of words, as Llama's does, and with `first` also of a text."""
+    """Return a tokenizer that marks the beginning of words, as Llama's does. `first` marks a text's beginning, too."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""Test that equal keys mean equal prompts, and that models get only token ids and lengths that they support."""
+"""Test that prompts depend only on what is in the store key, and that models get only supported ids and lengths."""
 
 import json
 from datetime import datetime
@@ -102,7 +102,8 @@ def test_template_that_draws_at_random_raises(part: str) -> None:
 
 def test_sampling_never_draws_an_id_outside_the_tokenizer() -> None:
     tok = tokenizer()
-    model = llama(vocabulary=len(tok) + 64, spread=0.01)  # nearly uniform: a sixth of the draws would be above
+    # The model is nearly uniform, so a sixth of its draws would be outside the tokenizer.
+    model = llama(vocabulary=len(tok) + 64, spread=0.01)
     decoding = Decoding(16, 1.0, 1.0, 24, 128)
     candidates = sample(model, tok, [Request("a", tok("the cat")["input_ids"])], decoding, 0, {tok.eos_token_id})
     assert max(token for candidate in candidates for token in candidate.token_ids) < len(tok)

@@ -1,4 +1,4 @@
-"""Test rows without an answer. They are examples without target if targets are optional, else errors."""
+"""Test that rows without an answer are examples without target if targets are optional, and errors otherwise."""
 
 import logging
 from pathlib import Path

@@ -38,7 +38,8 @@ RELAY = reference(
         (STORY, "Once brave Tom found a red lamp by the river. Everyone sang.", 7 / 9),
         (STORY, "Once brave Tom found a blurry lamp by the river. Everyone cried.", 8 / 9),
         (STORY, "Once brave Tmo found a red lamp by the river. Everyone cried.", 7 / 9),
-        # No template matches: a slot counts if the text has its right value and no other value. The score is halved.
+        # No template matches: a slot counts if the text has its right value and no other value of this slot. The score
+        # is halved.
         (STORY, "Tom and his lamp", 4 / 9 / 2),
         (STORY, "Tom, Ann and a lamp", 2 / 9 / 2),
         (STORY, "Tomcat, lamplight", 0),

@@ -1,4 +1,4 @@
-"""Test that Ray writes the same files as `Local`, even after a lost actor, and leaves no process behind."""
+"""Test that Ray writes the same files as `Local`, even after a lost actor, and leaves no process or file behind."""
 
 import os
 import signal

@@ -106,7 +106,8 @@ def test_choose_without_needed_log_probabilities_raises() -> None:
     with pytest.raises(UserError, match=r"LowestRanked .*log-probability"):
         choose(filter_settings(1, selector=LowestRanked(1.0, "distinct", ["consensus", "log_prob"])), candidates)
     choose(filter_settings(1, selector=LowestRanked(1.0, "distinct", ["consensus", "similarity"])), candidates)
-    known = replace(candidates, log_probs=np.array([-1.0, -2.0, np.nan]))  # a copy of the target needs none
+    # The copy of the target needs no log-probability.
+    known = replace(candidates, log_probs=np.array([-1.0, -2.0, np.nan]))
     assert choose(filter_settings(2, selector=LeastLikely(1.0, "distinct")), known).drawn.kept.tolist() in (
         [0, 1],
         [1, 0],

@@ -33,7 +33,7 @@ from studies.gradient_error.experiment import select_samples
 from tiny import example
 
 EXAMPLES = {name: example(name, "?", "target") for name in ("p", "q", "r")}
-COSINES = {"good": 0.9, "fair": 0.5, "bad": 0.1, "worse": -0.2}  # to the target
+COSINES = {"good": 0.9, "fair": 0.5, "bad": 0.1, "worse": -0.2}  # cosines to the target
 SCORES = {"good": 1.0, "fair": 0.5, "bad": 0.0, "worse": 0.0, "target": 0.875}
 SAMPLED = {
     "p": ["good", "bad", "worse", "fair", "bad"],
@@ -82,7 +82,7 @@ def test_negatives_store_log_probability_and_score(tmp_path: Path, graded: bool)
 
 
 def test_summary_equals_values_computed_by_hand(tmp_path: Path) -> None:
-    """p and r have four distinct candidates, and q has one: good. Drawn are bad and worse of p and of r."""
+    """p and r have four distinct candidates, and q has one: good. The filter draws bad and worse of p and of r."""
     summary = select(tmp_path, LeastSimilar(0.5, "distinct"))
     expected = {
         "prompts": 3,
@@ -118,7 +118,12 @@ def test_similarities_and_prompts_files_equal_values_computed_by_hand(tmp_path: 
     similarities = pd.read_parquet(tmp_path / SIMILARITIES)
     assert similarities["id"].tolist() == ["p"] * 4 + ["q"] + ["r"] * 4
     assert similarities.groupby("id")["drawn"].sum().to_dict() == {"p": 2, "q": 0, "r": 2}
-    assert similarities.loc[similarities["id"] == "p", "sample"].tolist() == [2, 1, 3, 0]  # worse, bad, fair, good
+    assert similarities.loc[similarities["id"] == "p", "sample"].tolist() == [
+        2,
+        1,
+        3,
+        0,
+    ]  # the texts are worse, bad, fair, good
     assert similarities.loc[similarities["id"] == "r", "score"].tolist() == [0, 0, 0.5, 1]
     prompts = pd.read_parquet(tmp_path / PROMPTS).set_index("id")
     assert prompts["too_few"].to_dict() == {"p": "", "q": "distinct", "r": ""}
@@ -155,7 +160,7 @@ def test_signals_are_measured_only_with_a_scorer(tmp_path: Path) -> None:
         0,
         0,
         None,
-    ]  # of four candidates 3, 2, 1 and 0 are kept
+    ]  # 3, 2, 1 and 0 of four candidates are kept
     unscored = select(tmp_path, LeastSimilar(0.5, "distinct"), graded=False)
     assert json.loads((tmp_path / DIAGNOSTICS).read_text())["signals"] == []
     assert not [name for name in unscored if name.startswith("auc_")]

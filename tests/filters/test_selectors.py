@@ -40,7 +40,7 @@ def test_least_similar_keeps_the_lowest_cosines(candidates: Pool, fraction: floa
 
 @given(candidates=pools(), fraction=FRACTIONS)
 def test_least_similar_of_samples_follows_the_reference_implementation(candidates: Pool, fraction: float) -> None:
-    """It keeps the cosines below the one at position min(floor(fraction * N), distinct - 1), in sorted order."""
+    """The selector keeps the cosines below the sorted cosine at index min(floor(fraction * N), distinct - 1)."""
     cosines = candidates.similarity.tolist()
     all_cosines = sorted([*cosines, *candidates.excluded.tolist()])
     count = min(floor(fraction, candidates.samples), len(all_cosines) - 1)
