@@ -80,7 +80,7 @@ def test_row_refused_by_the_template_is_named_before_compute(messages: list[dict
 
 
 @pytest.mark.parametrize("messages", REFUSED_DIALOGUES.values(), ids=REFUSED_DIALOGUES)
-def test_row_of_a_published_set_is_left_out_and_counted(
+def test_row_of_a_hub_data_set_refused_by_the_template_is_left_out(
     messages: list[dict[str, str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     clean = configure_job(tmp_path, write_rows(tmp_path / "a.jsonl", rows()), "data.test=null", kind="hub")

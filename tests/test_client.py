@@ -179,7 +179,7 @@ def test_backoff_doubles_up_to_a_minute_with_jitter() -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_refused_key_raises_at_once_without_the_key(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_api_key_raises_at_once_and_is_not_in_the_error(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OWN_KEY", KEY)
     fault = Fault(status, f'{{"error": {{"message": "Incorrect API key: {KEY}"}}}}'.encode())
     with OpenAIServer(fault=lambda *_: fault).open() as server:
@@ -202,7 +202,7 @@ def test_wrong_address_raises_at_once(fault: Fault) -> None:
 # --- keys, models and settings
 
 
-def test_key_is_sent_in_the_header_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_api_key_is_sent_only_in_the_header(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OWN_KEY", f" {KEY}\n")
     with OpenAIServer().open() as server:
         settings = servers(server.url, api_key_env="OWN_KEY")
@@ -213,7 +213,7 @@ def test_key_is_sent_in_the_header_only(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("value", [None, " "])
-def test_unset_key_variable_raises(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unset_variable_of_the_api_key_raises(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OWN_KEY", raising=False)
     if value:
         monkeypatch.setenv("OWN_KEY", value)

@@ -90,7 +90,7 @@ def override(key: str, value: Any) -> str:
     return f"{key}={yaml.safe_dump(value, default_flow_style=True).partition(chr(10))[0]}"
 
 
-def test_table_each_row_has_a_case() -> None:
+def test_every_row_of_the_table_has_a_case() -> None:
     keys = [key.rpartition(".") for key in IDS]
     for pattern, old, _ in RENAMED:
         assert any(re.fullmatch(pattern, parent) and last == old for parent, _, last in keys), (pattern, old)
@@ -141,7 +141,7 @@ def test_current_arguments_renames_only_old_names(arguments: list[str], expected
     assert current_arguments(expected) == expected
 
 
-def test_method_of_a_users_own_folder_is_an_option(tmp_path: Path) -> None:
+def test_method_file_of_a_users_folder_is_not_taken_for_a_label(tmp_path: Path) -> None:
     (tmp_path / "method").mkdir()
     (tmp_path / "method" / "mine.yaml").write_text("# @package _global_\nlabel: ours\n")
     for folder in ([f"--config-dir={tmp_path}"], ["-cd", str(tmp_path)], [f"hydra.searchpath=[file://{tmp_path}]"]):
@@ -152,7 +152,7 @@ def test_method_of_a_users_own_folder_is_an_option(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "value", ["spni", "choice(spin, sft)", "'spin'", '"spin"', "glob(*)", "[spin]", "sft,spni", ""], ids=str
 )
-def test_method_of_one_word_or_a_sweep_is_never_a_label(value: str) -> None:
+def test_method_value_of_one_word_or_a_sweep_is_not_taken_for_a_label(value: str) -> None:
     arguments = [f"method={value}", f"hydra.sweeper.params.method={value}", "~method"]
     assert current_arguments(arguments) == arguments
 
@@ -193,7 +193,7 @@ def test_references_and_class_in_a_file_are_renamed(tmp_path: Path, caplog: pyte
     assert len(logged_lines(caplog)) == 4
 
 
-def test_relative_references_are_renamed_and_other_keys_stay() -> None:
+def test_relative_references_are_renamed_and_other_keys_are_unchanged() -> None:
     old = {
         "share": 0.5,
         "trainer": {"warmup": "${.clip_norm}", "clip_norm": "${..share}", "lr": "${sft.warmup}"},

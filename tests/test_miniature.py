@@ -64,7 +64,7 @@ def test_clean_data_changes_only_the_noise() -> None:
         assert clean == noisy
 
 
-def test_short_command_equals_the_method_with_any_k_and_seed() -> None:
+def test_command_without_method_equals_method_self_contrast() -> None:
     short = composed("+experiment=miniature", "negatives=16", "seed=3", "output=out")
     long = composed(*overrides_of("self_contrast"), "negatives=16", "seed=3", "output=out")
     assert short == long

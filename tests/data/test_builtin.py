@@ -40,7 +40,7 @@ def users(example: Example) -> list[str]:
     return [message["content"] for message in example.prompt if message["role"] == "user"]
 
 
-def test_splits_have_the_set_sizes_and_as_many_examples_of_each_family() -> None:
+def test_splits_have_requested_sizes_and_equally_many_examples_per_family() -> None:
     for split in SPLITS:
         counts = Counter(example.category for example in DATA[split])
         assert counts == dict.fromkeys(FAMILIES, SETTINGS[split] // 8)
@@ -205,7 +205,7 @@ def test_facts_in_test_occur_in_training(name: str) -> None:
     assert missing == []
 
 
-def test_no_slot_value_contains_another() -> None:
+def test_no_slot_value_contains_another_value() -> None:
     # Otherwise, in a response that matches no template, the verifier would find a right value inside a wrong value.
     for form in FORMS.values():
         for slot in form.slots.values():

@@ -72,7 +72,7 @@ def test_decoding_with_invalid_values_raises(wrong: dict[str, Any]) -> None:
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=8), st.integers(1, 9))
-def test_whole_prompts_splits_no_prompt_and_loses_none(sizes: list[int], rows: int) -> None:
+def test_whole_prompts_neither_splits_nor_loses_a_prompt(sizes: list[int], rows: int) -> None:
     texts_of = {f"p{i}": [f"{i} {k}" for k in range(size)] for i, size in enumerate(sizes)}
     candidates = [Candidate(n, k, t, [k], "stop", 0.0) for n, ts in texts_of.items() for k, t in enumerate(ts)]
     with tempfile.TemporaryDirectory() as folder:

@@ -158,7 +158,7 @@ def test_best_of_n_breaks_ties_uniformly_over_prompts() -> None:
     assert abs(counts[0] - 100) < 36  # five standard deviations
 
 
-def test_lowest_first_ranks_the_worst_first() -> None:
+def test_lowest_first_ranks_the_lowest_score_first() -> None:
     texts = ["w0", "w1", "w5", "target"]
     vectors = np.stack([vector(text) for text in texts])
     sampled = SampledPrompt("p", "target", vectors[3], texts, vectors, *log_probs_and_lengths(texts))
