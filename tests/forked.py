@@ -48,7 +48,7 @@ def serve() -> None:
         forkserver.ensure_running()
 
 
-class Forked:
+class ForkedProcess:
     """A script in a forked process that leads a process group, with the interface of `subprocess.Popen`."""
 
     def __init__(
@@ -89,7 +89,7 @@ class Forked:
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
-    def __enter__(self) -> "Forked":
+    def __enter__(self) -> "ForkedProcess":
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from forked import Forked
+from forked import ForkedProcess
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 300  # seconds; a whole tiny job takes about 15
@@ -73,7 +73,7 @@ def start_train(
     script: str = "train.py",
     fresh: bool = False,
     stop_at: str | None = None,
-) -> "subprocess.Popen[str] | Forked":
+) -> "subprocess.Popen[str] | ForkedProcess":
     """Start `train.py`, or another script, as the leader of a process group. Store and output (`out`) are in `cwd`.
 
     Args:
@@ -85,7 +85,7 @@ def start_train(
     folder = [] if any(o.startswith(("hydra.", "-")) for o in overrides) else [f"hydra.run.dir={cwd / 'out'}"]
     environment, arguments = {**inherited, **added, **(env or {})}, [*folder, *overrides]
     if not fresh:
-        return Forked(ROOT / script, arguments, cwd, environment, Path(tempfile.mkdtemp()) / "output", stop_at)
+        return ForkedProcess(ROOT / script, arguments, cwd, environment, Path(tempfile.mkdtemp()) / "output", stop_at)
     return subprocess.Popen(
         [sys.executable, str(ROOT / script), *arguments],
         cwd=cwd,
@@ -113,7 +113,7 @@ def run_train(
     return subprocess.CompletedProcess(process.args, process.returncode or 0, out, err)
 
 
-def wait_for(job: "subprocess.Popen[str] | Forked", folder: Path, pattern: str) -> None:
+def wait_for(job: "subprocess.Popen[str] | ForkedProcess", folder: Path, pattern: str) -> None:
     """Wait until a file in the store of `folder` matches `pattern`."""
     end = time.monotonic() + TIMEOUT
     while not any((folder / "store").glob(pattern)):
@@ -125,7 +125,7 @@ def wait_for(job: "subprocess.Popen[str] | Forked", folder: Path, pattern: str) 
 @contextmanager
 def stopped_job(
     folder: Path, overrides: Iterable[str], pattern: str, env: Mapping[str, str] | None = None
-) -> Iterator[Forked]:
+) -> Iterator[ForkedProcess]:
     """Start a job in `folder` that stops (SIGSTOP) once a file in its store matches `pattern`.
 
     SIGCONT continues the job. On exit, the job's process group is killed.

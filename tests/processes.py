@@ -29,5 +29,5 @@ def wait_until_gone(leader: int, seconds: float = 60) -> None:
     """Wait until a session has no living process."""
     end = time.monotonic() + seconds
     while living := in_session(leader):
-        assert time.monotonic() < end, f"{living} still there after {seconds} s"
+        assert time.monotonic() < end, f"processes {living} are still running after {seconds} s"
         time.sleep(0.1)

@@ -101,10 +101,10 @@ def test_rows_of_reported_cases_are_refused(name: str, row: str, tmp_path: Path)
 
 def test_row_altered_by_the_template_is_refused_with_its_line(tmp_path: Path) -> None:
     """A template that removes thoughts from answers changes the trained answer."""
-    cuts = NO_SYSTEM.replace("m.content | trim", "(m.content.split('</think>') | last) | trim")
+    without_thoughts = NO_SYSTEM.replace("m.content | trim", "(m.content.split('</think>') | last) | trim")
     thinking = [USER, {"role": "assistant", "content": "<think>hm</think>An oak."}]
     with pytest.raises(UserError, match=r"^data: the row \w+ \(line 25 of \S+\) of the split"):
-        configure_job(tmp_path, write_rows(tmp_path / "data.jsonl", rows(thinking)), template=cuts)
+        configure_job(tmp_path, write_rows(tmp_path / "data.jsonl", rows(thinking)), template=without_thoughts)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "jsonl.gz", "parquet"])
@@ -122,11 +122,11 @@ def test_refused_row_is_named_by_its_position_in_every_file_format(kind: str, tm
 
 
 def test_every_rejected_answer_of_a_row_is_checked(tmp_path: Path) -> None:
-    cuts = NO_SYSTEM.replace("m.content | trim", "(m.content.split('</think>') | last) | trim")
+    without_thoughts = NO_SYSTEM.replace("m.content | trim", "(m.content.split('</think>') | last) | trim")
     changed = {"prompt": "Name a tree.", "chosen": "An oak.", "rejected": ["Elm.", "<think>hm</think>Ash."]}
     plain = [{"prompt": f"Name fruit {i}.", "chosen": "A pear.", "rejected": "None."} for i in range(24)]
     with pytest.raises(UserError, match=r"line 25 of"):
-        configure_job(tmp_path, write_rows(tmp_path / "data.jsonl", [*plain, changed]), template=cuts)
+        configure_job(tmp_path, write_rows(tmp_path / "data.jsonl", [*plain, changed]), template=without_thoughts)
 
 
 def test_one_per_role_sequence_returns_one_example_per_sequence_of_roles() -> None:
@@ -180,10 +180,10 @@ def set_weight(value: torch.Tensor) -> Callable[[Path], None]:
 DAMAGE = {
     "a weight that is NaN": set_weight(torch.tensor(torch.nan)),
     "an infinite weight": set_weight(torch.tensor(-torch.inf, dtype=torch.bfloat16)),
-    "weights in whole numbers": set_weight(torch.tensor(1)),
+    "integer weights": set_weight(torch.tensor(1)),
     "truncated weights": truncate,
     "empty weights": lambda folder: (folder / "model.safetensors").write_bytes(b""),
-    "weights of noise": lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 1000),
+    "weights that are not safetensors": lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 1000),
     "no weights": lambda folder: (folder / "model.safetensors").unlink(),
     "a shard missing": lambda folder: (folder / "model.safetensors.index.json").write_text(
         '{"weight_map": {"a": "model-00002-of-00002.safetensors"}}'
@@ -206,7 +206,7 @@ def test_damaged_model_is_refused_in_one_line(damage: Any, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "damage", [DAMAGE["truncated weights"], DAMAGE["a weight that is NaN"], DAMAGE["weights in whole numbers"]]
+    "damage", [DAMAGE["truncated weights"], DAMAGE["a weight that is NaN"], DAMAGE["integer weights"]]
 )
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
 def test_command_refuses_a_damaged_model_in_one_line(script: str, damage: Any, tmp_path: Path) -> None:

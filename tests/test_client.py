@@ -63,7 +63,7 @@ def closed_url() -> str:
 
 TRANSIENT = {
     "500": Fault(500),
-    "503 with a wait": Fault(503, headers={"Retry-After": "0"}),
+    "503 with Retry-After": Fault(503, headers={"Retry-After": "0"}),
     "429": Fault(429, b'{"error": "slow down"}'),
     "html": Fault(200, HTML),
     "half a body": Fault(200, b'{"choices": [{"text": "ha', promised=900),
@@ -80,14 +80,14 @@ def test_transient_failure_is_retried(fault: Fault) -> None:
             raise InvalidAnswer("no choices in the answer")
         return text(answer)
 
-    async def once(url: str) -> str:
+    async def post(url: str) -> str:
         async with Client(servers(url)) as http:
             return await http.post("/completions", {"prompt": "p0", "seed": 0}, read)
 
     with OpenAIServer().open() as healthy:
         (expected,) = ask(servers(healthy.url))
     with OpenAIServer(fault=fail_first(fault, fault)).open() as server:
-        assert asyncio.run(once(server.url)) == expected
+        assert asyncio.run(post(server.url)) == expected
         assert len(server.requests) == 3
         assert {str(request.body) for request in server.requests} == {str(server.requests[0].body)}
 
@@ -222,11 +222,11 @@ def test_unset_variable_of_the_api_key_raises(value: str | None, monkeypatch: py
 
 
 def models_of(*urls: str) -> list[list[Answer] | str]:
-    async def models() -> list[list[Answer] | str]:
+    async def get_models() -> list[list[Answer] | str]:
         async with Client(servers(*urls)) as http:
             return list((await http.models()).values())
 
-    return asyncio.run(models())
+    return asyncio.run(get_models())
 
 
 def test_models_returns_the_models_or_a_reason_per_endpoint() -> None:

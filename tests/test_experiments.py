@@ -253,7 +253,7 @@ def debug(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def checked(experiment: str, debug: Path, *overrides: str) -> Parts:
+def check_experiment(experiment: str, debug: Path, *overrides: str) -> Parts:
     """Build the paper's settings with local models and data, and without a GPU."""
     local = (
         "hardware=cpu",
@@ -271,7 +271,7 @@ def checked(experiment: str, debug: Path, *overrides: str) -> Parts:
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiment_passes_the_checks_before_compute(experiment: str, debug: Path) -> None:
-    parts = checked(experiment, debug)
+    parts = check_experiment(experiment, debug)
     assert all(parts.splits.values())
     if experiment.endswith("dpo_std"):
         assert all(example.rejected for example in parts.splits["train"])
@@ -279,17 +279,17 @@ def test_experiment_passes_the_checks_before_compute(experiment: str, debug: Pat
 
 def test_experiment_accepts_every_k_of_the_paper_and_refuses_a_larger_k(debug: Path) -> None:
     for count in (1, 2, 4, 8, 16):
-        assert checked("hh_rlhf/self_contrast", debug, f"negatives={count}").negatives == count
+        assert check_experiment("hh_rlhf/self_contrast", debug, f"negatives={count}").negatives == count
     with pytest.raises(UserError, match=r"negatives=17 .*filter\.max_negatives=16"):
-        checked("hh_rlhf/self_contrast", debug, "negatives=17")
+        check_experiment("hh_rlhf/self_contrast", debug, "negatives=17")
     with pytest.raises(UserError, match=r"filter\.max_negatives=16 .*keeps at most 8 of generator\.samples=32"):
-        checked("hh_rlhf/self_contrast", debug, "filter.selector.fraction=0.25")
+        check_experiment("hh_rlhf/self_contrast", debug, "filter.selector.fraction=0.25")
 
 
 def test_missing_reward_model_is_reported_before_compute(debug: Path) -> None:
     path = "evaluation.benchmarks.reward.reward_model.path=./models/Starling-RM-7B-alpha"
     with pytest.raises(UserError, match=r"reward_model\.path=\./models/Starling-RM-7B-alpha: "):
-        checked("hh_rlhf/sft", debug, path)
+        check_experiment("hh_rlhf/sft", debug, path)
 
 
 def test_authors_pairs_are_accepted_as_candidates(debug: Path, tmp_path: Path) -> None:
@@ -336,12 +336,12 @@ def test_published_mt_bench_values_need_the_questions_of_fastchat(debug: Path, t
         "published=" + str(tmp_path / "figures.yaml"),
     )
     with pytest.raises(UserError, match=r"mt_bench.*questions=ours"):
-        checked("hh_rlhf/sft", debug, *overrides)
+        check_experiment("hh_rlhf/sft", debug, *overrides)
     with pytest.raises(UserError, match=r"questions=None"):
-        checked("hh_rlhf/sft", debug, *overrides, f"{bench}.questions=null")
-    parts = checked("hh_rlhf/sft", debug, *overrides, f"{bench}.questions={tmp_path / 'question.jsonl'}")
+        check_experiment("hh_rlhf/sft", debug, *overrides, f"{bench}.questions=null")
+    parts = check_experiment("hh_rlhf/sft", debug, *overrides, f"{bench}.questions={tmp_path / 'question.jsonl'}")
     assert len(parts.published) == 1
-    assert checked("hh_rlhf/sft", debug, *overrides[:2], "published=hh_rlhf").published == []
+    assert check_experiment("hh_rlhf/sft", debug, *overrides[:2], "published=hh_rlhf").published == []
 
 
 def test_debug_tiny_changes_lengths_and_batch_sizes_but_not_the_method(debug: Path) -> None:

@@ -72,9 +72,9 @@ def artifact(tmp_path: Path, data: Jsonl, examples: list[Example]) -> Path:
 
 def export_rows(artifact: Path, form: str, data: Jsonl, count: int | None = None) -> tuple[Path, list[dict[str, Any]]]:
     output = artifact.parents[2] / "new" / f"{form}.jsonl"
-    written = export(artifact, form, count, output, data.path)
+    row_count = export(artifact, form, count, output, data.path)
     rows = [json.loads(line) for line in output.read_text().splitlines()]
-    assert len(rows) == written
+    assert len(rows) == row_count
     assert [file.name for file in output.parent.iterdir()] == [output.name]
     return output, rows
 
@@ -85,10 +85,10 @@ def test_export_of_a_chosen_candidate_replaces_the_target(artifact: Path, data: 
     rows = [{"id": name, "sample": 5, "text": f" own {name} ", "token_ids": [3], "score": 1.0} for name in ids]
     target = {"id": ids[0], "sample": TARGET, "text": "the target", "token_ids": [], "score": None}
     pq.write_table(pa.Table.from_pylist([target, *rows], schema=POSITIVES), artifact / CHOSEN)
-    _, written = export_rows(artifact, "jsonl", data)
-    assert [row["target"] for row in written if row["id"] == ids[0]] == ["the target", f"own {ids[0]}"]
-    assert {row["target"] for row in written if row["id"] == ids[1]} == {f"own {ids[1]}"}
-    assert len(written) == len(ids) + 1
+    _, exported = export_rows(artifact, "jsonl", data)
+    assert [row["target"] for row in exported if row["id"] == ids[0]] == ["the target", f"own {ids[0]}"]
+    assert {row["target"] for row in exported if row["id"] == ids[1]} == {f"own {ids[1]}"}
+    assert len(exported) == len(ids) + 1
 
 
 def test_jsonl_lists_all_negatives_of_a_prompt_in_rank_order(

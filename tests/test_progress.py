@@ -40,9 +40,9 @@ def test_stage_of_unknown_size_logs_elapsed_time(frequent_log: pytest.LogCapture
 
 def test_counted_stage_logs_finished_units_rate_time_left_and_loss(frequent_log: pytest.LogCaptureFixture) -> None:
     with progress.heartbeat("sft"):
-        counted = progress.count(1200, "step")
+        counter = progress.count(1200, "step")
         wait_for_lines(frequent_log, 1)
-        counted.done, counted.loss = 600, 0.5
+        counter.done, counter.loss = 600, 0.5
         wait_for_lines(frequent_log, 2)
         end = len(frequent_log.messages)
     assert all(
@@ -52,29 +52,29 @@ def test_counted_stage_logs_finished_units_rate_time_left_and_loss(frequent_log:
 
 
 def test_work_of_an_earlier_attempt_is_not_in_the_rate() -> None:
-    counted = progress.WorkCounter(100, "text", 50)
-    counted.start = (counted.start[0] - 10, 50)
-    counted.done = 60
-    assert counted.line() == "60 of 100 texts, 1 a second, 40 s left"
+    counter = progress.WorkCounter(100, "text", 50)
+    counter.start = (counter.start[0] - 10, 50)
+    counter.done = 60
+    assert counter.line() == "60 of 100 texts, 1 a second, 40 s left"
 
 
 def test_rate_is_the_mean_since_the_start() -> None:
     """Responses of a batch end together, so none or very many may end between two progress lines."""
-    counted = progress.WorkCounter(100, "response", 0)
-    counted.start = (counted.start[0] - 10, 0)
-    counted.done = 10
-    assert counted.line() == counted.line() == "10 of 100 responses, 1 a second, 90 s left"
+    counter = progress.WorkCounter(100, "response", 0)
+    counter.start = (counter.start[0] - 10, 0)
+    counter.done = 10
+    assert counter.line() == counter.line() == "10 of 100 responses, 1 a second, 90 s left"
 
 
 def test_steps_replayed_after_a_resume_are_not_in_the_rate() -> None:
-    counted = progress.WorkCounter(100, "step", 0)
+    counter = progress.WorkCounter(100, "step", 0)
     for step in range(1, 51):
-        counted.reach(step, 0.5)
-    assert counted.start[1] == 50
-    counted.start = (counted.start[0] - 10, 50)
-    counted.updated_at -= 1
-    counted.reach(51, 0.25)
-    assert counted.line() == "51 of 100 steps, 0.1 a second, 8 min left, loss 0.25"
+        counter.reach(step, 0.5)
+    assert counter.start[1] == 50
+    counter.start = (counter.start[0] - 10, 50)
+    counter.updated_at -= 1
+    counter.reach(51, 0.25)
+    assert counter.line() == "51 of 100 steps, 0.1 a second, 8 min left, loss 0.25"
 
 
 def test_progress_lines_end_when_the_stage_fails(frequent_log: pytest.LogCaptureFixture) -> None:
@@ -118,9 +118,9 @@ def test_engine_and_training_use_counters(tmp_path: Path) -> None:
         prepare(policy, train, machine)
         module = SupervisedFineTuning(policy, config, len(data.steps()), 7, lambda record: None)
         fit(module, data, tmp_path, "sft")
-        counted = progress.current()
-        assert counted is not None
-        assert (counted.total, counted.unit) == (len(data.steps()), "step")
+        counter = progress.current()
+        assert counter is not None
+        assert (counter.total, counter.unit) == (len(data.steps()), "step")
 
 
 @pytest.fixture

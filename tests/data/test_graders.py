@@ -219,7 +219,7 @@ def test_gsm8k_solutions_are_right_only_if_their_numbers_are_equal(split: str) -
     solutions = [json.loads(line)["answer"] for line in shared_data("gsm8k", f"{split}.jsonl").read_text().splitlines()]
     numbers = [Decimal(solution.rsplit("#### ", 1)[1].replace(",", "")) for solution in solutions]
     for i, solution in enumerate(solutions):
-        other = i - 1
+        previous = i - 1
         assert FinalNumber().score(example(solution), solution) == 1.0
         assert FinalNumber().score(example(solution), f"The answer is ${numbers[i]:,}.") == 1.0
-        assert FinalNumber().score(example(solution), solutions[other]) == float(numbers[i] == numbers[other])
+        assert FinalNumber().score(example(solution), solutions[previous]) == float(numbers[i] == numbers[previous])

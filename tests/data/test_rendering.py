@@ -267,8 +267,8 @@ def test_published_templates_end_the_prompt_where_the_answer_begins(name: str, t
         # The template's text of the answered dialogue begins with the prompt and the response.
         answered = [*messages, {"role": "assistant", "content": target}]
         full = tok.apply_chat_template(answered, tokenize=False, enable_thinking=False)
-        written = tok.decode([*prompt, *response])
-        assert (full + tok.eos_token).startswith(written)
+        decoded = tok.decode([*prompt, *response])
+        assert (full + tok.eos_token).startswith(decoded)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "nemotron_3_nano"])

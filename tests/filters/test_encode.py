@@ -188,7 +188,7 @@ LONG = " ".join(f"Step {i}: add {i} apples to the basket and count them." for i 
 
 
 def test_unread_counts_tokens_beyond_the_window() -> None:
-    """The encoder reads 62 tokens of a text, plus [CLS] and [SEP]."""
+    """As in the paper, the encoder cuts a text. It reads 62 tokens, [CLS] and [SEP]."""
     texts = ["short", LONG + " Eat them.", LONG + " Sell them."]
     with MINILM.open("cpu") as encode:
         vectors, counts = encode(texts), unread(encode, texts)
