@@ -1,4 +1,4 @@
-"""Run W&B's real commands, `wandb sweep` and `wandb agent`, on a tiny job with a stand-in for the server."""
+"""Run W&B's real commands, `wandb sweep` and `wandb agent`, on a tiny job against a stand-in server."""
 
 import os
 import subprocess
@@ -17,20 +17,20 @@ WANDB = "from wandb.cli.cli import cli; from wandb.wandb_agent import Agent; Age
 
 
 def environment(folder: Path, server: WandbServer) -> dict[str, str]:
-    """Return variables for commands in `folder`: a store there, `SECRET` as W&B's key, none of the developer's own."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_", "SELFCONTRAST_"))}
-    kept |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    kept |= {"SELFCONTRAST_STORE": str(folder / "store"), "NETRC": str(folder / "netrc"), "HOME": str(folder)}
+    """Return the environment of commands in `folder`: a store in it, `SECRET` as W&B's key, no developer's settings."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_", "SELFCONTRAST_"))}
+    inherited |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    inherited |= {"SELFCONTRAST_STORE": str(folder / "store"), "NETRC": str(folder / "netrc"), "HOME": str(folder)}
     quick = {"WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "0.2"}  # seconds between uploads of metrics
-    return {**kept, **quick, **server.environment, "WANDB_API_KEY": SECRET}
+    return {**inherited, **quick, **server.environment, "WANDB_API_KEY": SECRET}
 
 
 def sweep_file(folder: Path, name: str, parameters: Mapping[str, Any] | None = None, *overrides: str) -> dict[str, Any]:
-    """Write `folder/sweep.yaml`, a sweep of `sweeps/` over the tiny job, and return its content.
+    """Write `folder/sweep.yaml`, the sweep `sweeps/NAME` over the tiny job, and return its content.
 
     Args:
-        parameters: replace the sweep's own.
-        overrides: replace settings of the tiny job.
+        parameters: used instead of the parameters of the sweep's file, if given.
+        overrides: used instead of the same settings of the tiny job.
     """
     sweep: dict[str, Any] = yaml.safe_load((ROOT / "sweeps" / name).read_text())
     sweep["parameters"] = parameters or sweep["parameters"]
@@ -76,8 +76,8 @@ def stage_of(artifact: str) -> str:
     return artifact.rsplit("-", 1)[0]
 
 
-def holds_secret(folder: Path) -> list[Path]:
-    """Return the files that contain W&B's key."""
+def files_with_secret(folder: Path) -> list[Path]:
+    """Return the files in `folder` that contain W&B's key."""
     files = [file for file in folder.rglob("*") if file.is_file()]
     assert len(files) > 50
     return [file for file in files if SECRET.encode() in file.read_bytes()]

@@ -1,4 +1,4 @@
-"""Subjects of benchmarks, and a judge with given verdicts."""
+"""Build subjects of benchmarks, and a fake judge whose verdicts the test gives."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -69,7 +69,7 @@ def subject(examples: Sequence[Example], scores: Path, **changes: Any) -> Subjec
 
 
 def sample_subject(benchmark: Any, examples: Sequence[Example], scores: Path, policy: Path, **changes: Any) -> Subject:
-    """Answer the benchmark's own questions into `scores` and return the subject."""
+    """Answer the benchmark's questions with `policy`, write the answers to `scores`, and return the subject."""
     scores.mkdir(parents=True)
     benchmark.answer_request(examples).answer(scores, policy, Responder(HF("float32", 4), Local(2, 1), "cpu"), "SFT")
     return subject(examples, scores, decoding=OWN, **changes)

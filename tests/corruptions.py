@@ -5,7 +5,7 @@
 
 Each case damages one random file in the store of a finished job, or of a job that was killed during sampling or
 training. The job must then give the numbers of an undamaged run, or fail with one line that says what is wrong. The
-script prints a line per case. It exits with 1 if a result differs or a traceback appears.
+script prints a line per case. It exits with 1 if a result differs, a traceback appears or a failed job prints no error.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from jobs import TINY, came_to, kill_when, read_result, run_train
+from jobs import TINY, comparable_numbers, kill_when, read_result, run_train
 
 JOB = (*TINY, "tracking=none")
 KILLS = ("generate/*.partial/resume/**/*.parquet", "align/*.partial/resume/last.ckpt")
-WITHOUT_RESULTS = ("runs", "locks", "trash")  # folders that no result is made from
+WITHOUT_RESULTS = ("runs", "locks", "trash")  # folders whose files do not affect a result
 
 
 def flip(file: Path, draw: random.Random) -> None:
@@ -33,7 +33,7 @@ def flip(file: Path, draw: random.Random) -> None:
 
 
 def change_digit(file: Path, draw: random.Random) -> None:
-    """Replace a digit by another, which keeps the file well-formed."""
+    """Replace a digit by another digit, so that text files stay well-formed."""
     data = bytearray(file.read_bytes())
     digits = [index for index, byte in enumerate(data) if 48 <= byte <= 57]
     if digits:
@@ -57,7 +57,7 @@ def delete(file: Path, draw: random.Random) -> None:
 
 
 def swap(file: Path, draw: random.Random) -> None:
-    """Replace the file by another of the same kind."""
+    """Replace the file by another file of its folder with the same suffix."""
     others = [other for other in file.parent.glob(f"*{file.suffix}") if other != file and other.is_file()]
     if others:
         shutil.copy(draw.choice(others), file)
@@ -78,10 +78,10 @@ class Outcome:
     """The outcome of a job on a damaged store.
 
     Attributes:
-        damage: kind of damage, and file.
+        damage: kind of damage, and the damaged file.
         code: exit code.
         message: the line about the damage; "" if there is none.
-        fault: what went wrong; "" if nothing.
+        fault: what is wrong with the outcome; "" if nothing is.
     """
 
     damage: str
@@ -101,28 +101,28 @@ def run_damaged(source: Path, folder: Path, expected: list[object], draw: random
     ended = run_train(*JOB, cwd=folder)
     message = next((line for line in ended.stderr.splitlines() if "again" in line or line.startswith("error: ")), "")
     fault = "traceback" if "Traceback" in ended.stderr else ""
-    if not ended.returncode and came_to(read_result(folder / "out")) != expected:
-        fault = "another result"
+    if not ended.returncode and comparable_numbers(read_result(folder / "out")) != expected:
+        fault = "different result"
     if ended.returncode and not message:
-        fault = fault or "no line"
+        fault = fault or "no error line"
     return Outcome(f"{damage.__name__} {file.relative_to(folder / 'store')}", ended.returncode, message, fault)
 
 
 def stores(folder: Path) -> tuple[list[Path], list[object]]:
-    """Return folders of a finished and two killed jobs, and the numbers of an undamaged job."""
-    (whole := folder / "whole").mkdir(parents=True)
-    ended = run_train(*JOB, cwd=whole)
+    """Return the folders of a finished job and of two killed jobs, and the numbers of the finished job."""
+    (finished := folder / "finished").mkdir(parents=True)
+    ended = run_train(*JOB, cwd=finished)
     assert ended.returncode == 0, ended.stderr
-    folders = [whole]
+    folders = [finished]
     for number, pattern in enumerate(KILLS):
         killed = folder / f"killed{number}"
-        if number:  # it continues the previous job
+        if number:  # the second killed job continues the first
             shutil.copytree(folders[-1] / "store", killed / "store")
         else:
             killed.mkdir()
         kill_when(killed, JOB, pattern)
         folders.append(killed)
-    return folders, came_to(read_result(whole / "out"))
+    return folders, comparable_numbers(read_result(finished / "out"))
 
 
 def main() -> int:

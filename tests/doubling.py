@@ -1,4 +1,4 @@
-"""A task for engines that needs no model: it doubles numbers, and fails in several ways for some of them."""
+"""Define a task for engines that needs no model. It doubles numbers; some numbers make its worker fail."""
 
 import logging
 import os
@@ -16,7 +16,11 @@ from selfcontrast.errors import UserError
 
 @dataclass(frozen=True)
 class Doubling:
-    """Double numbers, and leave files in the folder: `PROCESS-DEVICE.opened` per worker, `waiting` and `lost`."""
+    """Double numbers, and write empty files to `folder` that show what happened.
+
+    Each worker writes `PROCESS-DEVICE.opened`. At the number 15, a worker writes `waiting` and waits for a signal. At
+    the number 16, the first worker writes `lost`, and kills Ray on this machine and itself.
+    """
 
     folder: Path
 
@@ -37,7 +41,7 @@ class Doubling:
             signal.pause()
         if 16 in items and not (self.folder / "lost").exists():
             (self.folder / "lost").touch()
-            for process in (os.getppid(), os.getpid()):  # Ray on this machine, and its worker
+            for process in (os.getppid(), os.getpid()):  # first Ray on this machine, then this worker
                 os.kill(process, signal.SIGKILL)
         return pa.table({"double": [2 * item for item in items]})
 

@@ -1,7 +1,7 @@
 """Run scripts in processes that are forked from a server with torch and other slow modules already imported.
 
-Each pytest worker has such a server. A new Python process spends five seconds on imports, so only tests of the process
-itself use one: `start_train(…, fresh=True)`.
+Each pytest worker starts one server. A new Python process spends five seconds on imports, so only tests of the process
+itself start a new process: `start_train(…, fresh=True)`.
 """
 
 import atexit
@@ -41,15 +41,15 @@ _context = multiprocessing.get_context("forkserver")
 
 @cache
 def serve() -> None:
-    """Start this worker's server with the environment that libraries read on import. The hub is never contacted."""
+    """Start this pytest worker's server, with the variables that libraries read on import and without the hub."""
     _context.set_forkserver_preload(PRELOAD)
     with patch.dict(os.environ, {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}):
         set_environment()
         forkserver.ensure_running()
 
 
-class Forked:
-    """A script in a forked process that leads a process group. Its methods are those of `subprocess.Popen`."""
+class ForkedProcess:
+    """A script in a forked process that leads a process group, with the interface of `subprocess.Popen`."""
 
     def __init__(
         self,
@@ -57,11 +57,11 @@ class Forked:
         arguments: Sequence[str],
         cwd: Path,
         env: Mapping[str, str],
-        printed: Path,
+        output_stem: Path,
         stop_at: str | None = None,
     ) -> None:
         self.args = [str(script), *arguments]
-        self.files = (printed.with_suffix(".out"), printed.with_suffix(".err"))
+        self.files = (output_stem.with_suffix(".out"), output_stem.with_suffix(".err"))
         serve()
         self._process = _context.Process(target=_run, args=(self.args, cwd, dict(env), self.files, stop_at))
         self._process.start()
@@ -89,7 +89,7 @@ class Forked:
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
-    def __enter__(self) -> "Forked":
+    def __enter__(self) -> "ForkedProcess":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -97,7 +97,7 @@ class Forked:
 
 
 def _stop_at(pattern: str) -> None:
-    """Make this process stop itself (SIGSTOP) once a rename publishes a file that matches `pattern`.
+    """Make this process stop itself (SIGSTOP) once it has renamed a file and any file matches `pattern`.
 
     A test that polls from outside is too late on a busy machine.
     """
@@ -128,7 +128,7 @@ def _run(argv: list[str], cwd: Path, env: Mapping[str, str], files: Sequence[Pat
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
-    MEDIA_TMP.name = tempfile.mkdtemp()  # the server's folder would be deleted by the first job that ends
+    MEDIA_TMP.name = tempfile.mkdtemp()  # the first job that ends would delete the folder of the server
     if stop_at:
         _stop_at(stop_at)
     sys.argv = argv
@@ -136,4 +136,4 @@ def _run(argv: list[str], cwd: Path, env: Mapping[str, str], files: Sequence[Pat
     try:
         runpy.run_path(argv[0], run_name="__main__")
     finally:
-        atexit._run_exitfuncs()  # multiprocessing leaves them out
+        atexit._run_exitfuncs()  # multiprocessing does not run exit functions

@@ -1,6 +1,6 @@
-"""A loopback stand-in for those parts of the Hugging Face Hub's HTTP API that create and fill a repository.
+"""Serve a loopback stand-in for those parts of the Hugging Face Hub's HTTP API that create and fill a repository.
 
-It has the requests that huggingface_hub 2.4 sends without Xet: create, validate-yaml, preupload, Git LFS, commit.
+It answers the requests that huggingface_hub 2.4 sends without Xet: create, validate-yaml, preupload, Git LFS, commit.
 """
 
 import base64
@@ -18,12 +18,12 @@ KNOWN_TOKEN = "hf_known"
 @dataclass
 class Repository:
     private: bool
-    files: dict[str, Any] = field(default_factory=dict)  # by path: text of a small file, LFS id of a large one
+    files: dict[str, Any] = field(default_factory=dict)  # by path: text of a small file, or LFS id of a large file
     commits: list[str] = field(default_factory=list)
 
 
 class HubServer:
-    """Use as `with serving_hub() as server`; `server.client` holds the client's settings."""
+    """The stand-in server. Use it as `with serving_hub() as server`; `server.client` has the client's settings."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -33,11 +33,11 @@ class HubServer:
 
     @property
     def client(self) -> dict[str, Any]:
-        """Return the values of `huggingface_hub.constants` with which the client talks to this server alone."""
+        """Return values for `huggingface_hub.constants` that make the client talk to this server only."""
         return {"ENDPOINT": self.url, "HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False}
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
-        """Return the status and the JSON of a request that was signed with the known token."""
+        """Return the status and the JSON of the answer to a request."""
         path = path.partition("?")[0]
         if path == "/api/repos/create":
             settings = json.loads(body)

@@ -1,4 +1,4 @@
-"""Run whole jobs in seconds, through the real command in a process of its own."""
+"""Run whole jobs in seconds, with the real command in a separate process."""
 
 import json
 import os
@@ -15,12 +15,13 @@ from typing import Any
 
 import psutil
 
-from forked import Forked
+from forked import ForkedProcess
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 300  # seconds; a whole tiny job takes about 15
 
-# Every stage takes seconds. Generation has 8 shards and alignment 32 steps, so both can be killed half-way.
+# Settings for any model and data. Every stage takes seconds. Generation has 8 shards and alignment has 32 steps, so
+# both can be killed half-way.
 TINY_ANYWHERE = (
     "max_length=128",
     "sft.epochs=1",
@@ -58,7 +59,7 @@ SECRET = "0123456789abcdef" * 2 + "planted0"  # as long as a W&B key
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished tiny job on built-in data in its own folder, run with `SECRET` as W&B's key."""
+    """A finished tiny job on built-in data, in its own folder. It ran with `SECRET` as W&B's key."""
 
     folder: Path
     result: dict[str, Any]
@@ -72,19 +73,19 @@ def start_train(
     script: str = "train.py",
     fresh: bool = False,
     stop_at: str | None = None,
-) -> "subprocess.Popen[str] | Forked":
+) -> "subprocess.Popen[str] | ForkedProcess":
     """Start `train.py`, or another script, as the leader of a process group. Store and output (`out`) are in `cwd`.
 
     Args:
-        fresh: run it as a user does, in a new Python process.
-        stop_at: pattern of a file in `cwd`. The job stops (SIGSTOP) once one exists; not if `fresh`.
+        fresh: start a new Python process, as a user does, instead of a fork.
+        stop_at: pattern of files in `cwd`. The job stops (SIGSTOP) once a file matches. Ignored if `fresh`.
     """
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_", "SELFCONTRAST_"))}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_", "SELFCONTRAST_"))}
     added = {"SELFCONTRAST_STORE": str(cwd / "store"), "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
     folder = [] if any(o.startswith(("hydra.", "-")) for o in overrides) else [f"hydra.run.dir={cwd / 'out'}"]
-    environment, arguments = {**kept, **added, **(env or {})}, [*folder, *overrides]
+    environment, arguments = {**inherited, **added, **(env or {})}, [*folder, *overrides]
     if not fresh:
-        return Forked(ROOT / script, arguments, cwd, environment, Path(tempfile.mkdtemp()) / "printed", stop_at)
+        return ForkedProcess(ROOT / script, arguments, cwd, environment, Path(tempfile.mkdtemp()) / "output", stop_at)
     return subprocess.Popen(
         [sys.executable, str(ROOT / script), *arguments],
         cwd=cwd,
@@ -112,7 +113,7 @@ def run_train(
     return subprocess.CompletedProcess(process.args, process.returncode or 0, out, err)
 
 
-def wait_for(job: "subprocess.Popen[str] | Forked", folder: Path, pattern: str) -> None:
+def wait_for(job: "subprocess.Popen[str] | ForkedProcess", folder: Path, pattern: str) -> None:
     """Wait until a file in the store of `folder` matches `pattern`."""
     end = time.monotonic() + TIMEOUT
     while not any((folder / "store").glob(pattern)):
@@ -124,10 +125,10 @@ def wait_for(job: "subprocess.Popen[str] | Forked", folder: Path, pattern: str) 
 @contextmanager
 def stopped_job(
     folder: Path, overrides: Iterable[str], pattern: str, env: Mapping[str, str] | None = None
-) -> Iterator[Forked]:
+) -> Iterator[ForkedProcess]:
     """Start a job in `folder` that stops (SIGSTOP) once a file in its store matches `pattern`.
 
-    SIGCONT continues it. Its process group is killed on exit.
+    SIGCONT continues the job. On exit, the job's process group is killed.
     """
     with start_train(*overrides, cwd=folder, env=env, stop_at=f"store/{pattern}") as job:
         try:
@@ -143,15 +144,15 @@ def stopped_job(
 
 
 def kill_when(
-    folder: Path, overrides: Iterable[str], pattern: str, look: Callable[[int], object] = lambda pid: None
+    folder: Path, overrides: Iterable[str], pattern: str, inspect: Callable[[int], object] = lambda pid: None
 ) -> None:
     """Start a job in `folder`, and kill its process group once a file in the store matches `pattern`.
 
     Args:
-        look: called with the stopped job's process id just before the kill.
+        inspect: called with the stopped job's process id just before the kill.
     """
     with stopped_job(folder, overrides, pattern) as job:
-        look(job.pid)
+        inspect(job.pid)
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -164,7 +165,7 @@ def stages(result: Mapping[str, Any]) -> dict[str, Any]:
     return {stage["name"]: stage for stage in result["stages"]}
 
 
-def came_to(result: Mapping[str, Any]) -> list[object]:
+def comparable_numbers(result: Mapping[str, Any]) -> list[object]:
     """Return the numbers in which two runs of one job must agree exactly."""
     losses = [record["loss"] for stage in ("sft", "align") for record in result["histories"][stage] if "loss" in record]
     return [result["value"], result["comparison"], losses, result["samples"]]

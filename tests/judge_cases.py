@@ -1,4 +1,4 @@
-"""Cases and settings that the tests of judges share."""
+"""Make cases and settings for the tests of judges."""
 
 from dataclasses import dataclass
 from pathlib import Path

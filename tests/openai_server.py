@@ -21,7 +21,7 @@ class Fault:
     body: bytes = b'{"error": {"message": "out of order"}}'
     headers: Mapping[str, str] = field(default_factory=dict)
     delay: float = 0.0  # seconds before anything is sent
-    promised: int | None = None  # Content-Length, if not the body's
+    promised: int | None = None  # Content-Length, if it is not the length of `body`
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class ReceivedRequest:
 
 def numbered_choices(body: Body) -> list[Body]:
     """Return `n` choices: texts without token ids, determined by the prompt and the seed."""
-    about = json.dumps([body.get("prompt", body.get("messages")), body.get("seed")])
-    digest = hashlib.sha256(about.encode()).hexdigest()
+    content = json.dumps([body.get("prompt", body.get("messages")), body.get("seed")])
+    digest = hashlib.sha256(content.encode()).hexdigest()
     texts = [f"the {digest[i % 64]} cat {i}" for i in range(body.get("n", 1))]
     if "messages" in body:
         return [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"} for text in texts]
@@ -50,10 +50,10 @@ class OpenAIServer:
     Attributes:
         reply: maps a request's body to the choices of its answer.
         fault: maps the request's number, from 0, and its body to a fault to send instead of an answer, or None.
-        models: names that `/models` lists; None if it does not exist.
-        root: the models' root in `/models`.
-        key: API key that requests must have; None for any.
-        requests: the requests for answers, in order of arrival.
+        models: names that `/models` lists; None if the server has no `/models`.
+        root: `root` of each model in `/models`; "" stands for the model's name.
+        key: API key that requests to `/models` must have; None if any is accepted.
+        requests: the POST requests, in order of arrival.
         max_concurrent: largest number of concurrent requests.
     """
 
@@ -81,7 +81,7 @@ class OpenAIServer:
             thread.join()
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
-        outer, lock, under_way = self, threading.Lock(), [0]
+        outer, lock, in_flight = self, threading.Lock(), [0]
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -98,14 +98,14 @@ class OpenAIServer:
                 with lock:
                     number = len(outer.requests)
                     outer.requests.append(ReceivedRequest(self.path, body, self.headers["Authorization"]))
-                    under_way[0] += 1
-                    outer.max_concurrent = max(outer.max_concurrent, under_way[0])
+                    in_flight[0] += 1
+                    outer.max_concurrent = max(outer.max_concurrent, in_flight[0])
                 try:
                     fault = outer.fault(number, body)
                     self._send(fault) if fault else self._json({"choices": outer.reply(body)})
                 finally:
                     with lock:
-                        under_way[0] -= 1
+                        in_flight[0] -= 1
 
             def _json(self, answer: Any) -> None:
                 self._send(Fault(200, json.dumps(answer).encode()))

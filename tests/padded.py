@@ -56,6 +56,7 @@ def tiny(config: Any, dtype: torch.dtype = torch.float32) -> nn.Module:
 
 
 def ragged(seed: int, negatives: tuple[int, ...] = (3, 0, 5, 1)) -> list[Group]:
+    """Return one group of random tokens, of random lengths, for each number of negatives."""
     draw = random.Random(seed)
 
     def tokens(longest: int) -> list[int]:
@@ -69,20 +70,21 @@ def padded(model: nn.Module, groups: list[Group]) -> Tensor:
     responses = [(b, j, g.prompt, r) for b, g in enumerate(groups) for j, r in enumerate(g.responses)]
     longest = max(len(prompt) + len(response) for _, _, prompt, response in responses)
     ids = torch.zeros(len(responses), longest, dtype=torch.long)
-    attended = torch.zeros_like(ids)
+    attention_mask = torch.zeros_like(ids)
     for row, (_, _, prompt, response) in enumerate(responses):
         ids[row, : len(prompt) + len(response)] = torch.tensor(prompt + response)
-        attended[row, : len(prompt) + len(response)] = 1
-    log_probs = model(input_ids=ids, attention_mask=attended).logits.log_softmax(-1)
+        attention_mask[row, : len(prompt) + len(response)] = 1
+    log_probs = model(input_ids=ids, attention_mask=attention_mask).logits.log_softmax(-1)
     columns = max(len(group.responses) for group in groups)
     sums = [[log_probs.new_zeros(()) for _ in range(columns)] for _ in groups]
     for row, (b, j, prompt, response) in enumerate(responses):
         for position, token in enumerate(response, start=len(prompt)):
             sums[b][j] = sums[b][j] + log_probs[row, position - 1, token]
-    return torch.stack([torch.stack(line) for line in sums])
+    return torch.stack([torch.stack(row) for row in sums])
 
 
 def gradients(model: nn.Module, log_probs: Tensor) -> Tensor:
+    """Return the flat gradient of a weighted sum of `log_probs`, with fixed random weights."""
     weights = torch.randn(log_probs.shape, generator=torch.Generator().manual_seed(1)).to(log_probs)
     model.zero_grad()
     (weights * log_probs).sum().backward()

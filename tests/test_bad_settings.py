@@ -1,4 +1,4 @@
-"""Try hundreds of bad settings: a job starts, or is refused in one line before compute."""
+"""Test hundreds of bad settings: each job starts, or is refused in one line before compute."""
 
 import math
 import random
@@ -62,14 +62,14 @@ def composed(choice: str, config: str = "config") -> DictConfig:
 
 
 @cache
-def leaves(choice: str) -> list[str]:
-    """Return the full keys of all settings except `_target_`."""
+def keys_of(choice: str) -> list[str]:
+    """Return the full keys of all settings and groups of settings except `_target_`."""
 
-    def walk(node: Any, where: str) -> Iterator[str]:
+    def walk(node: Any, prefix: str) -> Iterator[str]:
         for key in map(str, node):
             if key == "_target_":
                 continue
-            name = f"{where}{key}"
+            name = f"{prefix}{key}"
             yield name
             if isinstance(node, DictConfig) and isinstance(node[key], DictConfig):
                 yield from walk(node[key], f"{name}.")
@@ -77,7 +77,7 @@ def leaves(choice: str) -> list[str]:
     return list(walk(composed(choice), ""))
 
 
-def refused(choice: str, key: str, value: Any) -> str | None:
+def refusal_line(choice: str, key: str, value: Any) -> str | None:
     """Return the line that refuses the job, or None if it would start. Other errors propagate."""
     cfg = OmegaConf.create(OmegaConf.to_container(composed(choice), resolve=False))
     OmegaConf.set_struct(cfg, True)
@@ -90,19 +90,19 @@ def refused(choice: str, key: str, value: Any) -> str | None:
 
 
 @cache
-def read() -> dict[Split, list[Example]]:
+def load_data() -> dict[Split, list[Example]]:
     return dict(build(composed("plain").data, "data").load())
 
 
 def splits(key: str) -> dict[Split, list[Example]] | None:
-    """Return the data, read once, unless the setting is one of the data."""
-    return None if key.startswith("data") else read()
+    """Return the data, which is loaded once, or None if `key` is a setting of the data."""
+    return None if key.startswith("data") else load_data()
 
 
 @st.composite
 def bad_settings(draw: st.DrawFn) -> tuple[str, str, Any]:
     choice = draw(st.sampled_from(sorted(CHOICES)))
-    return choice, draw(st.sampled_from(leaves(choice))), draw(st.sampled_from(BAD))
+    return choice, draw(st.sampled_from(keys_of(choice))), draw(st.sampled_from(BAD))
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
@@ -112,7 +112,7 @@ def bad_settings(draw: st.DrawFn) -> tuple[str, str, Any]:
 @example(("judge", "evaluation.benchmarks.mt_bench.judge.extra", {"top_p": math.nan}))
 def test_bad_setting_is_accepted_or_refused_in_one_line(bad: tuple[str, str, Any]) -> None:
     choice, key, value = bad
-    line = refused(choice, key, value)
+    line = refusal_line(choice, key, value)
     assert line is None or (line.startswith("error: ") and "\n" not in line)
     if isinstance(value, float) and not math.isfinite(value):
         assert line is not None, f"{key}={value} is accepted as a number"
@@ -129,8 +129,8 @@ def test_bad_setting_is_accepted_or_refused_in_one_line(bad: tuple[str, str, Any
         ("rewards", "filter.reward_model.dtype"),
     ],
 )
-def test_unknown_choice_is_refused_by_its_full_key(choice: str, key: str) -> None:
-    line = refused(choice, key, "nothing")
+def test_unknown_choice_is_refused_with_its_full_key(choice: str, key: str) -> None:
+    line = refusal_line(choice, key, "nothing")
     assert line is not None
     assert line.startswith(f"error: {key}=nothing")
 
@@ -179,8 +179,8 @@ CASES += [("judge", key, value) for key, values in JUDGED.items() for value in v
 
 
 @pytest.mark.parametrize(("choice", "key", "value"), CASES, ids=lambda part: str(part)[:40].replace("\0", "NUL"))
-def test_impossible_value_is_refused_by_its_full_key(choice: str, key: str, value: Any) -> None:
-    line = refused(choice, key, value)
+def test_impossible_value_is_refused_with_its_full_key(choice: str, key: str, value: Any) -> None:
+    line = refusal_line(choice, key, value)
     assert line is not None
     assert line.startswith(f"error: {key}") or "servers" in key
     assert line == " ".join(line.split())
@@ -189,7 +189,7 @@ def test_impossible_value_is_refused_by_its_full_key(choice: str, key: str, valu
 @pytest.mark.parametrize(
     "override", ["objective=0", "encoder=[null]", "hardware.devices={a: 1}", "hardware.devices=[1]", "model=1"]
 )
-def test_command_override_that_hydra_rejects_is_one_line(override: str, tmp_path: Path) -> None:
+def test_command_with_override_that_hydra_rejects_prints_one_line(override: str, tmp_path: Path) -> None:
     ended = run_train(override, cwd=tmp_path)
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1].startswith("error: ")
@@ -197,7 +197,7 @@ def test_command_override_that_hydra_rejects_is_one_line(override: str, tmp_path
 
 
 @pytest.mark.parametrize("override", ["sft.lr=nan", "evaluation.seed=-1", "hardware.threads=0", "store=''"])
-def test_command_bad_value_is_one_line_and_exit_code_1(override: str, tmp_path: Path) -> None:
+def test_command_with_bad_value_prints_one_line_and_exits_with_1(override: str, tmp_path: Path) -> None:
     ended = run_train(override, cwd=tmp_path)
     assert ended.returncode == 1
     *before, last = ended.stderr.splitlines()
@@ -207,8 +207,8 @@ def test_command_bad_value_is_one_line_and_exit_code_1(override: str, tmp_path: 
 
 
 @pytest.mark.parametrize("override", ["label=M\udcff", "+x\udce9=1", "data.path=\udcc3", "name=\ud83d"], ids=ascii)
-def test_command_setting_that_is_not_utf8_is_one_line(override: str, tmp_path: Path) -> None:
-    """The report used to fail on it, after all compute."""
+def test_command_with_setting_that_is_not_utf8_prints_one_line(override: str, tmp_path: Path) -> None:
+    """The report used to fail on a setting that is not UTF-8, after all compute."""
     ended = run_train(override, cwd=tmp_path)
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: ")
@@ -220,36 +220,36 @@ def test_command_setting_that_is_not_utf8_is_one_line(override: str, tmp_path: P
     ("key", "value"), [("name", "\udcff"), ("evaluation.top_p", {"\udcff": 1}), ("store", "\ud800")]
 )
 def test_setting_that_is_not_utf8_is_refused(key: str, value: Any) -> None:
-    line = refused("plain", key, value)
+    line = refusal_line("plain", key, value)
     assert line is not None
     assert line.startswith(f"error: {key}")
     line.encode()
 
 
-def written(value: Any) -> str:
-    """Return a value in the grammar of Hydra's command line."""
+def hydra_text(value: Any) -> str:
+    """Return a value as text in the grammar of Hydra's command line."""
     if value is None or isinstance(value, bool):
         return str(value).lower().replace("none", "null")
     if isinstance(value, str):
         return "'" + value.replace("'", r"\'") + "'"
     if isinstance(value, list):
-        return f"[{','.join(map(written, value))}]"
+        return f"[{','.join(map(hydra_text, value))}]"
     if isinstance(value, dict):
-        return f"{{{','.join(f'{key}: {written(item)}' for key, item in value.items())}}}"
+        return f"{{{','.join(f'{key}: {hydra_text(item)}' for key, item in value.items())}}}"
     return str(value)
 
 
-COMPUTED = ("sft", "generate", "align", "evaluate")  # stages that may take hours
-DRAWN = [choice for choice in sorted(CHOICES) if choice not in ("server", "vllm", "lora, lexical, mmr")]
+LONG_STAGES = ("sft", "generate", "align", "evaluate")  # stages that may take hours
+RUNNABLE = [choice for choice in sorted(CHOICES) if choice not in ("server", "vllm", "lora, lexical, mmr")]
 
 
-def drawn(count: int, seed: int) -> list[tuple[str, str, Any]]:
+def draw_settings(count: int, seed: int) -> list[tuple[str, str, Any]]:
     """Return bad settings of jobs that need no server, GPU or cluster."""
     draw = random.Random(seed)
     settings: list[tuple[str, str, Any]] = []
     while len(settings) < count:
-        choice = draw.choice(DRAWN)
-        key, value = draw.choice(leaves(choice)), draw.choice(BAD)
+        choice = draw.choice(RUNNABLE)
+        key, value = draw.choice(keys_of(choice)), draw.choice(BAD)
         if not (key.endswith(".tokens") and value == 10**12):  # a valid budget, but too large for this machine
             settings.append((choice, key, value))
     return settings
@@ -258,14 +258,14 @@ def drawn(count: int, seed: int) -> list[tuple[str, str, Any]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(30))
 def test_command_with_a_bad_setting_succeeds_or_fails_in_one_line_before_compute(number: int, tmp_path: Path) -> None:
-    choice, key, value = drawn(30, seed=0)[number]
+    choice, key, value = draw_settings(30, seed=0)[number]
     tiny = [setting for setting in TINY if choice != "pairs" or not setting.startswith("generator.")]
-    ended = run_train(*tiny, *CHOICES[choice], f"{key}={written(value)}", cwd=tmp_path)
+    ended = run_train(*tiny, *CHOICES[choice], f"{key}={hydra_text(value)}", cwd=tmp_path)
     assert "Traceback" not in ended.stderr, f"{key}={value!r}\n{ended.stderr}"
     if ended.returncode:
         assert ended.returncode == 1
         assert ended.stderr.splitlines()[-1].startswith("error: "), f"{key}={value!r}\n{ended.stderr}"
-        late = [stage for stage in COMPUTED if list(tmp_path.glob(f"store/{stage}/*/manifest.json"))]
+        late = [stage for stage in LONG_STAGES if list(tmp_path.glob(f"store/{stage}/*/manifest.json"))]
         assert not late, f"{key}={value!r} is refused late\n{ended.stderr}"
 
 
@@ -273,7 +273,7 @@ def test_command_with_a_bad_setting_succeeds_or_fails_in_one_line_before_compute
     "override",
     ["theory.draws=nan", "theory.confidence=1.0", "theory.bandit.beta=-1", "theory.prompts=0", "theory.negatives=[]"],
 )
-def test_theory_setting_is_refused_by_its_full_key(override: str) -> None:
+def test_theory_setting_is_refused_with_its_full_key(override: str) -> None:
     searched = f"hydra.searchpath=[file://{ROOT / 'conf'}]"
     with initialize_config_dir(str(ROOT / "studies" / "gradient_error"), version_base="1.3"):
         cfg = compose("gradient_error", [override, searched])

@@ -43,9 +43,10 @@ USER, SYSTEM = {"role": "user", "content": "Name a tree."}, {"role": "system", "
 ANSWER = {"role": "assistant", "content": "An oak."}
 
 
-def rows(*odd: Sequence[dict[str, str]], plain: int = 24) -> list[dict[str, Any]]:
-    usual = [[{"role": "user", "content": f"Name fruit number {i}, please."}, ANSWER] for i in range(plain)]
-    return [{"messages": list(messages)} for messages in (*usual, *odd)]
+def rows(*more: Sequence[dict[str, str]], plain: int = 24) -> list[dict[str, Any]]:
+    """Return `plain` rows with a question and an answer each, and then rows with the dialogues `more`."""
+    dialogues = [[{"role": "user", "content": f"Name fruit number {i}, please."}, ANSWER] for i in range(plain)]
+    return [{"messages": list(messages)} for messages in (*dialogues, *more)]
 
 
 def write_rows(file: Path, content: Sequence[dict[str, Any]]) -> Path:
@@ -67,10 +68,10 @@ def configure_job(folder: Path, data: Path, *overrides: str, template: str = NO_
     )  # fmt: skip
 
 
-ODD_DIALOGUES = {"a system message": [SYSTEM, USER, ANSWER], "the user twice": [USER, USER, ANSWER]}
+REFUSED_DIALOGUES = {"a system message": [SYSTEM, USER, ANSWER], "the user twice": [USER, USER, ANSWER]}
 
 
-@pytest.mark.parametrize("messages", ODD_DIALOGUES.values(), ids=ODD_DIALOGUES)
+@pytest.mark.parametrize("messages", REFUSED_DIALOGUES.values(), ids=REFUSED_DIALOGUES)
 def test_row_refused_by_the_template_is_named_before_compute(messages: list[dict[str, str]], tmp_path: Path) -> None:
     data = write_rows(tmp_path / "data.jsonl", [{**row, "id": f"r{i}"} for i, row in enumerate(rows(messages))])
     line = r"^data: the row r24 \(line 25 of \S+data\.jsonl\) of the split \w+, '.*Name a tree"
@@ -78,8 +79,8 @@ def test_row_refused_by_the_template_is_named_before_compute(messages: list[dict
         configure_job(tmp_path, data)
 
 
-@pytest.mark.parametrize("messages", ODD_DIALOGUES.values(), ids=ODD_DIALOGUES)
-def test_row_of_a_published_set_is_left_out_and_counted(
+@pytest.mark.parametrize("messages", REFUSED_DIALOGUES.values(), ids=REFUSED_DIALOGUES)
+def test_row_of_a_hub_data_set_refused_by_the_template_is_left_out(
     messages: list[dict[str, str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     clean = configure_job(tmp_path, write_rows(tmp_path / "a.jsonl", rows()), "data.test=null", kind="hub")
@@ -92,24 +93,24 @@ def test_row_of_a_published_set_is_left_out_and_counted(
 
 
 @pytest.mark.parametrize(("name", "row"), [("system_in_train", "System role"), ("one_odd_row", "roles must alternate")])
-def test_rows_of_reported_cases_are_refused_or_accepted(name: str, row: str, tmp_path: Path) -> None:
+def test_rows_of_reported_cases_are_refused(name: str, row: str, tmp_path: Path) -> None:
     data, template = shared_data("cases", f"{name}.jsonl"), shared_data("cases", "nosystem.jinja")
     with pytest.raises(UserError, match=rf"^data: the row \w+ \(line \d+ of .*Name a tree.*{row}"):
         configure_job(tmp_path, data, template=template.read_text())
 
 
-def test_row_altered_by_the_template_is_named(tmp_path: Path) -> None:
+def test_row_altered_by_the_template_is_refused_with_its_line(tmp_path: Path) -> None:
     """A template that removes thoughts from answers changes the trained answer."""
-    cuts = NO_SYSTEM.replace("m.content | trim", "(m.content.split('</think>') | last) | trim")
+    without_thoughts = NO_SYSTEM.replace("m.content | trim", "(m.content.split('</think>') | last) | trim")
     thinking = [USER, {"role": "assistant", "content": "<think>hm</think>An oak."}]
     with pytest.raises(UserError, match=r"^data: the row \w+ \(line 25 of \S+\) of the split"):
-        configure_job(tmp_path, write_rows(tmp_path / "data.jsonl", rows(thinking)), template=cuts)
+        configure_job(tmp_path, write_rows(tmp_path / "data.jsonl", rows(thinking)), template=without_thoughts)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "jsonl.gz", "parquet"])
-def test_row_is_named_by_its_position_in_every_kind_of_file(kind: str, tmp_path: Path) -> None:
+def test_refused_row_is_named_by_its_position_in_every_file_format(kind: str, tmp_path: Path) -> None:
     content, file = rows([SYSTEM, USER, ANSWER]), tmp_path / f"data.{kind}"
-    lines = "\n" + "\n".join(map(json.dumps, content))  # the blank line counts
+    lines = "\n" + "\n".join(map(json.dumps, content))  # the blank first line has the number 1
     if kind == "parquet":
         pq.write_table(pa.Table.from_pylist(content), file)
     else:
@@ -120,15 +121,15 @@ def test_row_is_named_by_its_position_in_every_kind_of_file(kind: str, tmp_path:
         configure_job(tmp_path, file)
 
 
-def test_every_further_rejected_answer_is_rendered(tmp_path: Path) -> None:
-    cuts = NO_SYSTEM.replace("m.content | trim", "(m.content.split('</think>') | last) | trim")
-    odd = {"prompt": "Name a tree.", "chosen": "An oak.", "rejected": ["Elm.", "<think>hm</think>Ash."]}
+def test_every_rejected_answer_of_a_row_is_checked(tmp_path: Path) -> None:
+    without_thoughts = NO_SYSTEM.replace("m.content | trim", "(m.content.split('</think>') | last) | trim")
+    changed = {"prompt": "Name a tree.", "chosen": "An oak.", "rejected": ["Elm.", "<think>hm</think>Ash."]}
     plain = [{"prompt": f"Name fruit {i}.", "chosen": "A pear.", "rejected": "None."} for i in range(24)]
     with pytest.raises(UserError, match=r"line 25 of"):
-        configure_job(tmp_path, write_rows(tmp_path / "data.jsonl", [*plain, odd]), template=cuts)
+        configure_job(tmp_path, write_rows(tmp_path / "data.jsonl", [*plain, changed]), template=without_thoughts)
 
 
-def test_renderable_checks_every_sequence_of_roles_once() -> None:
+def test_one_per_role_sequence_returns_one_example_per_sequence_of_roles() -> None:
     examples = [Example(str(i), [*first, USER], "x") for i, first in enumerate([[], [SYSTEM], [], [SYSTEM], []])]
     assert [e.id for e in one_per_role_sequence([*examples, Example("played", [USER], "x", turns=["a", "b"])])] == [
         "played",
@@ -152,7 +153,7 @@ def save_other_model(folder: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["t5", "bert"])
-def test_folder_of_another_kind_of_model_is_refused(kind: str, tmp_path: Path) -> None:
+def test_model_that_is_no_causal_language_model_is_refused(kind: str, tmp_path: Path) -> None:
     save_other_model(tmp_path / "model", kind)
     with pytest.raises(UserError, match=rf"^model\.path=\S+: .*{kind}"):
         configure_job(tmp_path, write_rows(tmp_path / "data.jsonl", rows()))
@@ -179,10 +180,10 @@ def set_weight(value: torch.Tensor) -> Callable[[Path], None]:
 DAMAGE = {
     "a weight that is NaN": set_weight(torch.tensor(torch.nan)),
     "an infinite weight": set_weight(torch.tensor(-torch.inf, dtype=torch.bfloat16)),
-    "weights in whole numbers": set_weight(torch.tensor(1)),
+    "integer weights": set_weight(torch.tensor(1)),
     "truncated weights": truncate,
     "empty weights": lambda folder: (folder / "model.safetensors").write_bytes(b""),
-    "weights of noise": lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 1000),
+    "weights that are not safetensors": lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 1000),
     "no weights": lambda folder: (folder / "model.safetensors").unlink(),
     "a shard missing": lambda folder: (folder / "model.safetensors.index.json").write_text(
         '{"weight_map": {"a": "model-00002-of-00002.safetensors"}}'
@@ -205,7 +206,7 @@ def test_damaged_model_is_refused_in_one_line(damage: Any, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "damage", [DAMAGE["truncated weights"], DAMAGE["a weight that is NaN"], DAMAGE["weights in whole numbers"]]
+    "damage", [DAMAGE["truncated weights"], DAMAGE["a weight that is NaN"], DAMAGE["integer weights"]]
 )
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
 def test_command_refuses_a_damaged_model_in_one_line(script: str, damage: Any, tmp_path: Path) -> None:
@@ -299,7 +300,7 @@ def test_reward_model_that_refuses_a_dialogue_is_reported_before_compute(where: 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"bos_token_id": 1, "eos_token_id": 2, "temperature": 0.9, "top_p": 0.6},  # Llama 2's
+        {"bos_token_id": 1, "eos_token_id": 2, "temperature": 0.9, "top_p": 0.6},  # the settings of Llama 2
         {"temperature": 0.0, "do_sample": True},
         {"num_beams": 1, "early_stopping": True, "length_penalty": 2.0},
         {},

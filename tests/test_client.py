@@ -1,4 +1,4 @@
-"""The HTTP client, with servers that fail in many ways."""
+"""Test the HTTP client against servers that fail in many ways."""
 
 import asyncio
 import re
@@ -50,7 +50,7 @@ def ask(settings: Servers, count: int = 1) -> list[str]:
 
 
 def fail_first(*faults: Fault) -> Any:
-    """Let the first requests fail in these ways, and the others succeed."""
+    """Return a function that lets the first requests fail with `faults`, and later requests succeed."""
     return lambda number, body: faults[number] if number < len(faults) else None
 
 
@@ -63,7 +63,7 @@ def closed_url() -> str:
 
 TRANSIENT = {
     "500": Fault(500),
-    "503 with a wait": Fault(503, headers={"Retry-After": "0"}),
+    "503 with Retry-After": Fault(503, headers={"Retry-After": "0"}),
     "429": Fault(429, b'{"error": "slow down"}'),
     "html": Fault(200, HTML),
     "half a body": Fault(200, b'{"choices": [{"text": "ha', promised=900),
@@ -80,14 +80,14 @@ def test_transient_failure_is_retried(fault: Fault) -> None:
             raise InvalidAnswer("no choices in the answer")
         return text(answer)
 
-    async def once(url: str) -> str:
+    async def post(url: str) -> str:
         async with Client(servers(url)) as http:
             return await http.post("/completions", {"prompt": "p0", "seed": 0}, read)
 
     with OpenAIServer().open() as healthy:
         (expected,) = ask(servers(healthy.url))
     with OpenAIServer(fault=fail_first(fault, fault)).open() as server:
-        assert asyncio.run(once(server.url)) == expected
+        assert asyncio.run(post(server.url)) == expected
         assert len(server.requests) == 3
         assert {str(request.body) for request in server.requests} == {str(server.requests[0].body)}
 
@@ -104,10 +104,10 @@ REASONS = {
 
 @pytest.mark.parametrize(("fault", "reason"), REASONS.values(), ids=REASONS)
 def test_permanent_failure_gives_its_reason_and_others_succeed(fault: Fault, reason: str) -> None:
-    def poisoned(number: int, body: Body) -> Fault | None:
+    def fail_p1(number: int, body: Body) -> Fault | None:
         return fault if body["prompt"] == "p1" else None
 
-    with OpenAIServer(fault=poisoned).open() as server:
+    with OpenAIServer(fault=fail_p1).open() as server:
         answers = ask(servers(server.url), 4)
         tries = sum(request.body["prompt"] == "p1" for request in server.requests)
     assert answers[1] == f"failed: {reason}"
@@ -128,14 +128,14 @@ def test_refused_connection_fails() -> None:
     assert re.match(r"failed: ClientConnectorError: Cannot connect to host 127\.0\.0\.1:\d+ .*tries: 3", answer)
 
 
-def test_dead_endpoint_is_paused_and_the_other_answers() -> None:
+def test_dead_endpoint_is_paused_and_another_endpoint_answers() -> None:
     with OpenAIServer().open() as server:
         answers = ask(servers(closed_url(), server.url, retries=5, initial_backoff=0.2), 40)
         assert len(server.requests) == 40
     assert all(answer.startswith("the ") for answer in answers)
 
 
-def test_endpoints_share_requests_within_concurrency() -> None:
+def test_requests_are_shared_between_endpoints_within_concurrency() -> None:
     slow = lambda number, body: Fault(200, b'{"choices": [{"text": "the"}]}', delay=0.02)  # noqa: E731
     with OpenAIServer(fault=slow).open() as server, OpenAIServer(fault=slow).open() as other_server:
         ask(servers(server.url, other_server.url, concurrency=3), 30)
@@ -179,7 +179,7 @@ def test_backoff_doubles_up_to_a_minute_with_jitter() -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_refused_key_raises_at_once_without_the_key(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_api_key_raises_at_once_and_is_not_in_the_error(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OWN_KEY", KEY)
     fault = Fault(status, f'{{"error": {{"message": "Incorrect API key: {KEY}"}}}}'.encode())
     with OpenAIServer(fault=lambda *_: fault).open() as server:
@@ -202,7 +202,7 @@ def test_wrong_address_raises_at_once(fault: Fault) -> None:
 # --- keys, models and settings
 
 
-def test_key_is_sent_in_the_header_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_api_key_is_sent_only_in_the_header(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OWN_KEY", f" {KEY}\n")
     with OpenAIServer().open() as server:
         settings = servers(server.url, api_key_env="OWN_KEY")
@@ -213,7 +213,7 @@ def test_key_is_sent_in_the_header_only(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("value", [None, " "])
-def test_unset_key_variable_raises(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unset_variable_of_the_api_key_raises(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OWN_KEY", raising=False)
     if value:
         monkeypatch.setenv("OWN_KEY", value)
@@ -221,22 +221,22 @@ def test_unset_key_variable_raises(value: str | None, monkeypatch: pytest.Monkey
         ask(servers("http://127.0.0.1:9/v1", api_key_env="OWN_KEY"))
 
 
-def offers(*urls: str) -> list[list[Answer] | str]:
-    async def models() -> list[list[Answer] | str]:
+def models_of(*urls: str) -> list[list[Answer] | str]:
+    async def get_models() -> list[list[Answer] | str]:
         async with Client(servers(*urls)) as http:
             return list((await http.models()).values())
 
-    return asyncio.run(models())
+    return asyncio.run(get_models())
 
 
-def test_models_of_endpoints() -> None:
+def test_models_returns_the_models_or_a_reason_per_endpoint() -> None:
     with OpenAIServer(models=["a", "b"]).open() as server, OpenAIServer(models=None).open() as without_models:
-        names, unknown, dead = offers(server.url, without_models.url, closed_url())
+        names, unknown, dead = models_of(server.url, without_models.url, closed_url())
     assert [model["id"] for model in names] == ["a", "b"]  # type: ignore[index]
     assert unknown == "HTTP 404: out of order"
     assert "Cannot connect" in str(dead)
     with OpenAIServer(key=KEY).open() as locked, pytest.raises(UserError, match="refuses the key"):
-        offers(locked.url)
+        models_of(locked.url)
 
 
 @pytest.mark.parametrize(
@@ -271,12 +271,12 @@ def test_server_that_never_answers_raises(
     monkeypatch.setattr(client, "MODELS_TIMEOUT", 0.0)
     with OpenAIServer(fault=lambda *_: fault).open() as server:
         with pytest.raises(UserError, match=r"no answer from http\S+ for \d+ s"):
-            asyncio.run(many(servers(server.url, retries=5), 100))
+            asyncio.run(post_many(servers(server.url, retries=5), 100))
         assert len(server.requests) < 20
     assert sum("retrying" in record.getMessage() for record in caplog.records) == 1
 
 
-async def many(settings: Servers, count: int) -> None:
+async def post_many(settings: Servers, count: int) -> None:
     async with Client(settings) as http:
         try:
             for _ in range(count):
@@ -285,13 +285,13 @@ async def many(settings: Servers, count: int) -> None:
             raise AssertionError("the client did not give up") from None
 
 
-def test_server_that_refuses_requests_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_that_answers_with_400_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "PATIENCE", 0.0)
     with OpenAIServer(fault=lambda *_: Fault(400)).open() as server:
         assert all(answer.startswith("failed: HTTP 400") for answer in ask(servers(server.url), 30))
 
 
-def test_escape_codes_of_a_server_are_removed() -> None:
+def test_escape_codes_in_a_servers_message_are_removed() -> None:
     fault = Fault(400, b'{"message": "\\u001b[31mred\\u0007 \\u009b2J\\u202e"}')
     with OpenAIServer(fault=lambda *_: fault).open() as server:
         assert ask(servers(server.url)) == ["failed: HTTP 400: [31mred 2J"]

@@ -1,4 +1,4 @@
-"""torch's real pool of compile workers, one of which hangs, keeps no process alive.
+"""Test that torch's pool of compile workers keeps no process alive, even if a worker hangs.
 
 At exit, torch would wait 300 seconds for the pool and then raise an error in its exit hook.
 """
@@ -13,7 +13,7 @@ import pytest
 
 from jobs import ROOT, TIMEOUT
 
-# The pool that inductor starts for GPU kernels, here stopped and with a job that never ends.
+# Start the pool that inductor uses for GPU kernels, give it a job that never ends, and stop it (SIGSTOP).
 POOL = """
 import functools, os, signal, sys, time
 from torch._inductor import config
@@ -47,26 +47,26 @@ SCRIPTS = {
 }
 
 
-@pytest.mark.slow  # each imports torch twice
+@pytest.mark.slow  # each case imports torch twice
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_end_workers_hung_pool_is_killed(script: str, tmp_path: Path) -> None:
+def test_hung_pool_of_compile_workers_is_killed_at_exit(script: str, tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", POOL + SCRIPTS[script], str(tmp_path / "pid_file")],
         cwd=ROOT,
-        env={**os.environ, "SELFCONTRAST_GRACE": "1000"},  # so that the deadline does not end it
+        env={**os.environ, "SELFCONTRAST_GRACE": "1000"},  # seconds, so that the deadline does not end the process
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
     )
     assert ended.returncode == (143 if "SIGTERM" in script else 0), ended.stderr
     assert "Traceback" not in ended.stderr
-    assert "ended: " not in ended.stderr  # the deadline's thread did not end it
+    assert "ended: " not in ended.stderr  # the deadline's thread did not end the process
     for pid in map(int, (tmp_path / "pid_file").read_text().split()):
         wait_until_dead(pid)
 
 
 def wait_until_dead(pid: int) -> None:
-    """Wait for the process: a worker checks every second whether its parent lives."""
+    """Wait until the process has ended. A worker checks every second whether its parent lives."""
     try:
         psutil.Process(pid).wait(TIMEOUT)
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""Build all of `conf`: every option of every group, every method, every benchmark."""
+"""Build every option of every group of `conf`, and check the settings of every method."""
 
 from collections.abc import Iterator
 from dataclasses import fields
@@ -21,7 +21,7 @@ CONF = ROOT / "conf"
 OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 
 
-REQUIRED = {  # values for ??? in conf
+REQUIRED = {  # values of the settings that conf leaves open with ???
     ("data", "jsonl"): "data.path=data.jsonl",
     ("data", "hub"): "data.train.path=data.jsonl",
     ("model", "hf"): "model.path=folder",
@@ -36,20 +36,20 @@ def composed(*overrides: str) -> DictConfig:
     return composed
 
 
-def nodes(node: Any, where: str) -> Iterator[tuple[str, DictConfig]]:
-    """Yield every node that names a class, including nested ones."""
+def nodes(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
+    """Yield path and content of every node that names a class, including nested nodes."""
     if isinstance(node, DictConfig):
         if "_target_" in node:
-            yield where, node
+            yield path, node
         for key in map(str, node):
             if not OmegaConf.is_missing(node, key):
-                yield from nodes(node[key], f"{where}.{key}")
+                yield from nodes(node[key], f"{path}.{key}")
 
 
 # --- files of conf
 
 
-NESTED = {
+OTHER_FOLDERS = {
     "hydra",
     "method",
     "debug",
@@ -58,11 +58,11 @@ NESTED = {
     "benchmark",
     "judge",
     "reward_model",
-}  # not part of the config
+}  # folders of conf that are not groups of the config
 
 
 def test_groups_match_folders_of_conf() -> None:
-    assert {folder.name for folder in CONF.iterdir() if folder.is_dir()} - NESTED == set(GROUPS)
+    assert {folder.name for folder in CONF.iterdir() if folder.is_dir()} - OTHER_FOLDERS == set(GROUPS)
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -71,8 +71,8 @@ def test_build_every_option_of_every_group(group: str, option: str) -> None:
     node = composed(*overrides)[group]
     part = build(node, group)
     assert type(part) is get_class(node["_target_"])
-    for where, inner in nodes(node, group):
-        assert set(inner) - {"_target_"} == {f.name for f in fields(get_class(inner["_target_"]))}, where
+    for path, inner in nodes(node, group):
+        assert set(inner) - {"_target_"} == {f.name for f in fields(get_class(inner["_target_"]))}, path
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -106,14 +106,14 @@ def test_conf_defaults_list_names_options_of_each_group() -> None:
         assert option in lines[group] or "…" in lines[group], f"{group}={option}"
 
 
-def test_build_required_setting_is_named() -> None:
+def test_build_without_a_required_setting_names_it() -> None:
     for (group, option), override in REQUIRED.items():
         key = override.split("=")[0]
         with pytest.raises(UserError, match=f"^{key} is required"):
             build(composed(f"{group}={option}")[group], group)
 
 
-# --- for the files test_config_*.py
+# --- helpers of the files test_config_*.py
 
 
 @cache
@@ -122,9 +122,9 @@ def tiny() -> str:
     return OmegaConf.to_yaml(composed(*TINY))
 
 
-def mistake(*overrides: str, choose: DictConfig | None = None) -> str:
-    """Return the line that refuses the tiny job's config with these values."""
-    cfg = choose or DictConfig(OmegaConf.create(tiny()))
+def mistake(*overrides: str, base: DictConfig | None = None) -> str:
+    """Return the error of the config `base`, by default the tiny job's, with these overrides."""
+    cfg = base or DictConfig(OmegaConf.create(tiny()))
     cfg.merge_with_dotlist(list(overrides))
     with pytest.raises(UserError) as caught:
         configure(cfg)
@@ -141,7 +141,7 @@ METHODS = sorted(file.stem for file in (CONF / "method").glob("*.yaml"))
 @pytest.mark.parametrize("method", METHODS)
 def test_configure_every_method_on_built_in_data(method: str) -> None:
     small = ("data.train=64", "data.test=16", "data.validation=16", "tracking=none", "output=out")
-    parts = configure(composed(f"method={method}", *small, "trainer.tokens=1000"))  # one method requires it
+    parts = configure(composed(f"method={method}", *small, "trainer.tokens=1000"))  # method=equal_tokens requires it
     expected = {
         "self_contrast": ("Self-Contrast", 8, 1, 64, 16),
         "no_filter": ("no filter", 8, 1, 64, 16),
@@ -165,7 +165,7 @@ def test_compose_command_line_overrides_method() -> None:
     assert composed("method=dpo_std", "generator=hf").generator.samples == 64
 
 
-def test_configure_max_cost_of_judgments_with_price() -> None:
+def test_configure_max_cost_with_the_price_of_a_judge_is_accepted() -> None:
     name = "evaluation.benchmarks.mt_bench"
     price = "{_target_: selfcontrast.evaluation.judges.budget.Price, prompt: 2.5, completion: 10}"
     judge = (f"+benchmark@{name}=mt_bench", f"{name}.judge.model=x", f"{name}.judge.reading.price={price}")
@@ -174,6 +174,6 @@ def test_configure_max_cost_of_judgments_with_price() -> None:
     assert parts.evaluation.benchmarks["mt_bench"].judge.reading.price.of(1e6, 1e6) == 12.5
 
 
-def test_configure_without_benchmarks() -> None:
+def test_configure_without_benchmarks_is_accepted() -> None:
     none = [f"~benchmark@evaluation.benchmarks.{name}" for name in ("dialogues", "pairwise")]
     assert configure(composed(*none, "output=out")).evaluation.benchmarks == {}

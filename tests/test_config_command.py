@@ -1,4 +1,4 @@
-"""Mistakes in the settings, as the real command reports them."""
+"""Test how the real command reports mistakes in the settings."""
 
 from pathlib import Path
 
@@ -29,7 +29,9 @@ pytestmark = pytest.mark.usefixtures("quiet_environment")
         (("model=gpt5",), "error: In 'config': Could not find 'model/gpt5'"),
     ],
 )
-def test_command_mistake_is_one_line_and_exit_code_1(tmp_path: Path, overrides: tuple[str, ...], start: str) -> None:
+def test_command_with_mistake_prints_one_line_and_exits_with_1(
+    tmp_path: Path, overrides: tuple[str, ...], start: str
+) -> None:
     ended = run_train(*overrides, cwd=tmp_path)
     assert ended.returncode == 1
     *before, last = ended.stderr.splitlines()
@@ -38,11 +40,11 @@ def test_command_mistake_is_one_line_and_exit_code_1(tmp_path: Path, overrides: 
     assert not (tmp_path / "store").exists()
 
 
-def test_command_wrong_flag_exits_2(tmp_path: Path) -> None:
+def test_command_with_unknown_flag_exits_with_2(tmp_path: Path) -> None:
     assert run_train("--nonsense", cwd=tmp_path).returncode == 2
 
 
-def test_command_full_error_prints_traceback(tmp_path: Path) -> None:
+def test_command_with_hydra_full_error_prints_traceback(tmp_path: Path) -> None:
     ended = run_train("negatives=0", cwd=tmp_path, env={"HYDRA_FULL_ERROR": "1"})
     assert ended.returncode == 1
     assert "Traceback" in ended.stderr
@@ -50,10 +52,10 @@ def test_command_full_error_prints_traceback(tmp_path: Path) -> None:
 
 
 def test_command_help_and_config_are_complete(tmp_path: Path) -> None:
-    printed = run_train("--help", cwd=tmp_path)
-    assert printed.returncode == 0
-    assert max(map(len, printed.stdout.splitlines())) <= 240  # a line names all files of a group
-    assert all(f"{group}: " in printed.stdout for group in GROUPS)
+    ended = run_train("--help", cwd=tmp_path)
+    assert ended.returncode == 0
+    assert max(map(len, ended.stdout.splitlines())) <= 240  # a line names all files of a group
+    assert all(f"{group}: " in ended.stdout for group in GROUPS)
     job = run_train("--cfg", "job", cwd=tmp_path)
     config = yaml.safe_load(job.stdout)
     assert set(GROUPS) | {"negatives", "seed", "store", "output"} <= config.keys()

@@ -1,4 +1,4 @@
-"""Check that every mistake in the settings is one line before compute."""
+"""Check that every mistake in the settings is reported in one line before compute."""
 
 import json
 import sys
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("quiet_environment")
         ("tracking.projekt", "tracking.project"),
     ],
 )
-def test_build_unknown_key_names_the_closest_one(misspelt: str, meant: str | None) -> None:
+def test_build_unknown_key_names_the_closest_key(misspelt: str, meant: str | None) -> None:
     message = mistake(f"{misspelt}=1")
     assert message.startswith(f"{misspelt}: no such setting")
     assert (f"Did you mean {meant}?" if meant else "optimizer, lr, ") in message
@@ -62,7 +62,7 @@ def test_build_unknown_key_names_the_closest_one(misspelt: str, meant: str | Non
         ),
     ],
 )
-def test_configure_wrong_scalar_is_refused_by_its_key(override: str, start: str) -> None:
+def test_configure_wrong_top_level_value_is_refused_with_its_key(override: str, start: str) -> None:
     assert mistake(override).startswith(start)
 
 
@@ -115,10 +115,10 @@ def test_configure_wrong_scalar_is_refused_by_its_key(override: str, start: str)
         ("target_metric=elegance", ["target_metric=elegance", "score"]),
     ],
 )
-def test_configure_wrong_value_is_refused_by_its_key(
+def test_configure_wrong_value_is_refused_with_its_key(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, override: str, parts: list[str]
 ) -> None:
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))  # the developer's own key
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))  # hide the key of the developer
     message = mistake(override)
     assert [part for part in parts if part not in message] == []
 
@@ -137,8 +137,8 @@ def test_configure_wrong_value_is_refused_by_its_key(
         ),
     ],
 )
-def test_configure_wrong_adapter_is_refused_by_its_key(override: str, start: str) -> None:
-    assert mistake(override, choose=composed(*TINY, "adapter=lora")).startswith(start)
+def test_configure_wrong_adapter_setting_is_refused_with_its_key(override: str, start: str) -> None:
+    assert mistake(override, base=composed(*TINY, "adapter=lora")).startswith(start)
 
 
 @pytest.mark.parametrize(
@@ -152,12 +152,12 @@ def test_configure_missing_package_names_the_fix(
     monkeypatch: pytest.MonkeyPatch, package: str, setting: str, fix: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    message = mistake(choose=composed(*TINY, setting))
+    message = mistake(base=composed(*TINY, setting))
     assert message.startswith(f"{setting} needs {package}")
     assert fix in message
 
 
-def test_build_setting_of_no_adapter_is_refused() -> None:
+def test_build_adapter_setting_without_adapter_is_refused() -> None:
     assert mistake("adapter.rank=8").startswith("adapter.rank: no such setting")
 
 
@@ -192,37 +192,37 @@ ROWS = [{"prompt": f"question {i}", "completion": f"answer {i}"} for i in range(
 )
 def test_configure_bad_data_file_names_file_and_line(tmp_path: Path, name: str, content: str, parts: list[str]) -> None:
     (tmp_path / name).write_text(content)
-    message = mistake(choose=composed("data=jsonl", f"data.path={tmp_path / name}"))
+    message = mistake(base=composed("data=jsonl", f"data.path={tmp_path / name}"))
     assert [part for part in parts if part not in message] == []
 
 
 def test_configure_missing_data_file_is_refused() -> None:
-    assert mistake(choose=composed("data=jsonl")).startswith("data.path is required")
-    assert "data.path=none.jsonl does not exist" in mistake("data.path=none.jsonl", choose=composed("data=jsonl"))
+    assert mistake(base=composed("data=jsonl")).startswith("data.path is required")
+    assert "data.path=none.jsonl does not exist" in mistake("data.path=none.jsonl", base=composed("data=jsonl"))
 
 
-FIXED_CANDIDATES = [("openai", ""), ("import", "generator.path=")]
+FIXED_CANDIDATES = [("openai", False), ("import", True)]
 
 
-def job_with_generator(tmp_path: Path, option: str, path_key: str, *more: str) -> DictConfig:
-    """Return the tiny job with another generator, whose file has candidates for one prompt."""
+def job_with_generator(tmp_path: Path, option: str, has_file: bool, *more: str) -> DictConfig:
+    """Return the tiny job's config with another generator, whose file has candidates for one prompt."""
     (tmp_path / "own.jsonl").write_text(json.dumps({"prompt": "Who?", "responses": list("abcdefgh")}))
     chosen = composed(*[o for o in TINY if not o.startswith("generator.")], f"generator={option}", *more)
-    if path_key:
+    if has_file:
         chosen.generator.path = str(tmp_path / "own.jsonl")
     return chosen
 
 
 def test_configure_sampler_log_probs_without_a_source_are_refused(tmp_path: Path) -> None:
-    for override, who in (("reference=sampler", "reference=sampler"), ("objective=dft", "objective=DFT")):
-        message = mistake(choose=job_with_generator(tmp_path, "import", "generator.path=", override))
-        assert message.startswith(f"{who} needs the sampler's log-probabilities")
+    for override, setting in (("reference=sampler", "reference=sampler"), ("objective=dft", "objective=DFT")):
+        message = mistake(base=job_with_generator(tmp_path, "import", True, override))
+        assert message.startswith(f"{setting} needs the sampler's log-probabilities")
         assert "generator=Import" in message
 
 
 def test_configure_reference_sampler_of_another_model_or_prompt_is_refused(tmp_path: Path) -> None:
     for message in (
-        mistake("reference=sampler", choose=job_with_generator(tmp_path, "openai", "")),
+        mistake("reference=sampler", base=job_with_generator(tmp_path, "openai", False)),
         mistake("reference=sampler", "generator.system=Be wrong."),
     ):
         assert message.startswith("reference=sampler: ")
@@ -231,18 +231,18 @@ def test_configure_reference_sampler_of_another_model_or_prompt_is_refused(tmp_p
 
 @pytest.mark.parametrize("override", ["reference=sampler", "objective=dft"])
 def test_configure_sampler_log_probs_of_truncated_negatives_are_refused(override: str) -> None:
-    message = mistake("trainer.max_length=64", choose=composed(*TINY, override))
+    message = mistake("trainer.max_length=64", base=composed(*TINY, override))
     assert message.startswith("trainer.max_length=64 ")
     assert "log-probabilities" in message
 
 
 def test_configure_quantised_base_refuses_another_reference() -> None:
     lora = ("adapter=qlora", "adapter.stages=[align]")
-    message = mistake(choose=composed(*TINY, *lora, "reference=sampler"))
+    message = mistake(base=composed(*TINY, *lora, "reference=sampler"))
     assert message.startswith("reference=sampler ")
     assert "adapter=qlora" in message
     several = ("iterations=2", "reference_over_iterations=initial")
-    message = mistake(choose=composed(*TINY, *lora, *several))
+    message = mistake(base=composed(*TINY, *lora, *several))
     assert message.startswith("reference_over_iterations=initial ")
     assert "adapter=qlora" in message
 
@@ -262,10 +262,10 @@ def test_configure_objective_with_scores_needs_a_scorer(tmp_path: Path, objectiv
     rows.write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
     settings = [o for o in TINY if not o.startswith(("data.", "model."))]
     cfg = composed(*settings, "data=jsonl", f"data.path={rows}", f"objective={objective}")
-    message = mistake(choose=cfg)
+    message = mistake(base=cfg)
     assert "needs scores" in message
     assert "filter.reward_model" in message
-    configure(composed(*TINY, f"objective={objective}", "output=out"))  # the built-in data has one
+    configure(composed(*TINY, f"objective={objective}", "output=out"))  # the built-in data has a verifier
 
 
 def test_configure_p_gen_at_another_temperature_warns(caplog: pytest.LogCaptureFixture) -> None:
@@ -275,12 +275,12 @@ def test_configure_p_gen_at_another_temperature_warns(caplog: pytest.LogCaptureF
     assert "objective=DFT: p_gen" in caplog.text
 
 
-@pytest.mark.parametrize(("option", "path_key"), FIXED_CANDIDATES)
-def test_configure_iterations_with_fixed_candidates_are_refused(tmp_path: Path, option: str, path_key: str) -> None:
-    assert mistake("iterations=2", choose=job_with_generator(tmp_path, option, path_key)).startswith("iterations=2: ")
+@pytest.mark.parametrize(("option", "has_file"), FIXED_CANDIDATES)
+def test_configure_iterations_with_fixed_candidates_are_refused(tmp_path: Path, option: str, has_file: bool) -> None:
+    assert mistake("iterations=2", base=job_with_generator(tmp_path, option, has_file)).startswith("iterations=2: ")
 
 
-def test_configure_iterations_with_own_generator_model_are_refused(tmp_path: Path) -> None:
+def test_configure_iterations_with_generator_model_are_refused(tmp_path: Path) -> None:
     folder = policy_folder(tmp_path / "model")
     assert "generator.model=null" in mistake("iterations=2", f"generator.model={folder}")
 
@@ -295,15 +295,15 @@ def test_configure_selector_by_log_probs_without_them_is_refused(tmp_path: Path,
         chosen.generator.path = str(tmp_path / "own.jsonl")
         answered = [*first.prompt, {"role": "assistant", "content": first.target}]
         (tmp_path / "own.jsonl").write_text(json.dumps({"messages": answered, "responses": list("abcdefgh")}))
-    message = mistake("filter.selector.fraction=1.0", choose=chosen)
+    message = mistake("filter.selector.fraction=1.0", base=chosen)
     assert "needs the sampler's log-probabilities" in message
     assert "generator=hf" in message
 
 
-def test_configure_server_without_log_probs_is_refused_for_them() -> None:
+def test_configure_selector_by_log_probs_of_a_server_without_them_is_refused() -> None:
     settings = ("generator=openai", "filter=least_likely", "filter.selector.fraction=1.0", "output=out")
     assert configure(composed(*TINY, *settings)).generator.has_log_probs
-    message = mistake(choose=composed(*TINY, *settings, "+generator.backend.extra.logprobs=null"))
+    message = mistake(base=composed(*TINY, *settings, "+generator.backend.extra.logprobs=null"))
     assert message.startswith("filter.selector=LeastLikely needs the sampler's log-probabilities")
 
 
@@ -317,19 +317,19 @@ def test_configure_selector_by_rewards_accepts_verifier_or_reward_model() -> Non
 
 
 def test_configure_evaluation_by_a_server_is_refused() -> None:
-    message = mistake(choose=composed(*TINY, "backend@evaluation.backend=openai"))
+    message = mistake(base=composed(*TINY, "backend@evaluation.backend=openai"))
     assert message.startswith("evaluation.backend=openai ")
 
 
 def test_configure_imported_candidates_of_other_prompts_are_refused(tmp_path: Path) -> None:
-    message = mistake(choose=job_with_generator(tmp_path, "import", "generator.path="))
+    message = mistake(base=job_with_generator(tmp_path, "import", True))
     assert "own.jsonl" in message
     assert "none of its 1 prompts" in message
 
 
 def test_configure_iterations_with_standard_pairs_are_refused() -> None:
     small = ("data.train=64", "data.test=16", "data.validation=16")
-    assert mistake("iterations=2", choose=composed("method=dpo_std", *small)).startswith("iterations=2: ")
+    assert mistake("iterations=2", base=composed("method=dpo_std", *small)).startswith("iterations=2: ")
 
 
 def test_configure_lm_eval_backend_that_cannot_run_is_refused(tmp_path: Path) -> None:
@@ -362,13 +362,13 @@ def test_configure_lm_eval_backend_without_methods_is_refused() -> None:
     name = "evaluation.lm_eval.backend"
     cfg = composed("output=out")
     cfg.evaluation.lm_eval.backend = {"_target_": "test_config_mistakes.HalfBenchmark"}
-    assert mistake(choose=cfg).startswith(
+    assert mistake(base=cfg).startswith(
         f"{name}=HalfBenchmark: not a backend (it lacks follows_model, has_log_probs, open)"
     )
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("overrides", "pattern"),
     [
         (
             ("prompts_over_iterations=disjoint",),
@@ -381,13 +381,13 @@ def test_configure_lm_eval_backend_without_methods_is_refused() -> None:
         (("reference_over_iterations=first",), "reference_over_iterations=first"),
     ],
 )
-def test_configure_contradicting_iterations_are_refused(overrides: tuple[str, ...], words: str) -> None:
+def test_configure_contradicting_settings_of_iterations_are_refused(overrides: tuple[str, ...], pattern: str) -> None:
     small = ("data.train=64", "data.test=16", "data.validation=16", "tracking=none", "output=out", "iterations=3")
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=pattern):
         configure(composed(*small, *overrides))
 
 
-def test_configure_disjoint_prompts_that_suffice_are_accepted() -> None:
+def test_configure_enough_disjoint_prompts_are_accepted() -> None:
     small = ("data.train=64", "data.test=16", "data.validation=16", "tracking=none", "output=out", "iterations=3")
     parts = configure(composed(*small, "prompts_over_iterations=disjoint", "generator.prompts=21"))
     assert parts.prompts_over_iterations == "disjoint"
@@ -399,7 +399,7 @@ MANY_CHECKPOINTS = ("data.train=64", "generator.prompts=20", "trainer.batch_size
 @pytest.mark.parametrize(
     ("changes", "steps"),
     [
-        ((), 6),  # ceil(20 / 8) twice
+        ((), 6),  # ceil(20 / 8) in each of two epochs
         (("generator.prompts=null",), 16),
         (("generator.prompts=999",), 16),
         (("chosen=target_and_best",), 10),  # two groups per prompt

@@ -1,4 +1,4 @@
-"""Model folders that cannot be used are refused before any compute."""
+"""Test that model folders that cannot be used are refused before any compute."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.usefixtures("quiet_environment")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Return a folder like that of a model, whose tokenizer has no chat template."""
+    """Return a model folder with empty weights, whose tokenizer has no chat template."""
     from selfcontrast.models.loading import train_tokenizer
 
     folder = tmp_path / "model"
@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def model_mistake(*overrides: str) -> str:
-    return mistake("data.train=64", "data.test=16", "data.validation=16", *overrides, choose=composed("model=hf"))
+    return mistake("data.train=64", "data.test=16", "data.validation=16", *overrides, base=composed("model=hf"))
 
 
 def test_configure_missing_or_empty_model_folder_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Check that no credential is recorded: it is refused before Hydra writes it, or masked in what Hydra has written."""
+"""Check that no credential is recorded: it is refused before Hydra writes it, or masked in the files of Hydra."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def test_credential_in_a_config_file_is_masked_despite_other_mistakes(other: lis
     ended = run_train(*settings, "method=mine", *other, cwd=tmp_path)
     assert ended.returncode == 1, ended.stderr
     assert SECRET not in ended.stdout + ended.stderr
-    assert list((tmp_path / "out").rglob("config.yaml"))  # Hydra has written it
+    assert list((tmp_path / "out").rglob("config.yaml"))  # Hydra has written the config
     assert files_with_secret(tmp_path) == ["mine.yaml"]
 
 

@@ -1,4 +1,4 @@
-"""Check the files of `+debug=tiny`: the same bytes every time, in the columns of the data sets."""
+"""Check the files that `+debug=tiny` writes: their bytes, their folders and their formats."""
 
 import json
 from pathlib import Path
@@ -16,14 +16,14 @@ def pretrained(folder: Path, template: str | None, *tokens: str) -> Pretrained:
     return Pretrained(str(folder), None, template, list(tokens), "float32", False, True)
 
 
-def test_debug_files_are_reproducible(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_files_have_the_same_bytes_every_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_debug(tmp_path / "one")
     main([str(tmp_path / "two")])
     assert capsys.readouterr().out.startswith(f"{tmp_path / 'two'}: ")
     assert folder_hash(tmp_path / "one") == folder_hash(tmp_path / "two")
 
 
-def test_debug_folders_match_data_configs() -> None:
+def test_debug_data_sets_are_those_of_the_data_configs() -> None:
     options = ("hh_rlhf", "ultrachat", "ultrachat_pairs", "nectar")
     paths = {str(composed(f"data={data}").data.train.path) for data in options}
     assert paths == set(DATA_SETS)

@@ -1,4 +1,4 @@
-"""Old names of settings, through the real composition: each row of the table, as an override and in a user's file."""
+"""Test old names of settings with Hydra: each row of the table, as an override and in a user's file."""
 
 import re
 from pathlib import Path
@@ -69,58 +69,58 @@ def reset_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deprecated, "_logged", set[str]())
 
 
-def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+def logged_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [line for line in caplog.messages if "the old name works until" in line]
 
 
-def line(old: str, new: str) -> str:
+def expected_line(old: str, new: str) -> str:
     return f"`{old}` is now `{new}`; the old name works until 0.3.0."
 
 
-def file_of(folder: Path, key: str, value: Any, more: str = "") -> tuple[str, ...]:
-    """A user's own file with one setting, and the words that choose it."""
+def file_of(folder: Path, key: str, value: Any, text: str = "") -> tuple[str, ...]:
+    """Write a user's file with one setting, and return the overrides that choose it."""
     for name in reversed(key.split(".")):
         value = {name: value}
     (folder / "user").mkdir(exist_ok=True)
-    (folder / "user" / "mine.yaml").write_text(f"# @package _global_\n{yaml.safe_dump(value)}{more}")
+    (folder / "user" / "mine.yaml").write_text(f"# @package _global_\n{yaml.safe_dump(value)}{text}")
     return f"hydra.searchpath=[file://{folder}]", "+user=mine"
 
 
-def word(key: str, value: Any) -> str:
+def override(key: str, value: Any) -> str:
     return f"{key}={yaml.safe_dump(value, default_flow_style=True).partition(chr(10))[0]}"
 
 
-def test_table_each_row_has_a_case() -> None:
+def test_every_row_of_the_table_has_a_case() -> None:
     keys = [key.rpartition(".") for key in IDS]
-    for where, old, _ in RENAMED:
-        assert any(re.fullmatch(where, parent) and last == old for parent, _, last in keys), (where, old)
+    for pattern, old, _ in RENAMED:
+        assert any(re.fullmatch(pattern, parent) and last == old for parent, _, last in keys), (pattern, old)
     assert all(new_name(key) != key for key in IDS)
 
 
 @pytest.mark.parametrize(("choice", "key", "value"), CASES, ids=IDS)
-def test_old_key_as_an_override_and_in_a_file_is_the_new_key(
+def test_old_key_as_an_override_and_in_a_file_sets_the_new_key(
     choice: tuple[str, ...], key: str, value: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    expected = compose(*choice, word(new_name(key), value), output="out")
+    expected = compose(*choice, override(new_name(key), value), output="out")
     assert OmegaConf.select(expected, new_name(key)) == value
-    assert lines(caplog) == []
-    assert compose(*choice, word(key, value), output="out") == expected
+    assert logged_lines(caplog) == []
+    assert compose(*choice, override(key, value), output="out") == expected
     assert compose(*choice, *file_of(tmp_path, key, value), output="out") == expected
-    assert lines(caplog) == [line(key, new_name(key))]  # one line for both
+    assert logged_lines(caplog) == [expected_line(key, new_name(key))]  # one line for the override and the file
 
 
-def test_hardware_precision_is_no_old_name(caplog: pytest.LogCaptureFixture) -> None:
+def test_hardware_precision_is_not_renamed(caplog: pytest.LogCaptureFixture) -> None:
     assert compose("hardware.precision=bf16-mixed", output="out").hardware.precision == "bf16-mixed"
-    assert lines(caplog) == []
+    assert logged_lines(caplog) == []
 
 
-def test_arm_is_the_group_method(caplog: pytest.LogCaptureFixture) -> None:
+def test_old_group_arm_selects_the_group_method(caplog: pytest.LogCaptureFixture) -> None:
     assert compose("arm=spin", output="out") == compose("method=spin", output="out")
-    assert lines(caplog) == [line("arm", "method")]
+    assert logged_lines(caplog) == [expected_line("arm", "method")]
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("arguments", "expected"),
     [
         (["-m", "arm=sft,spin"], ["-m", "method=sft,spin"]),
         (["arm=spin", "method=my own"], ["method=spin", "label=my own"]),
@@ -136,12 +136,12 @@ def test_arm_is_the_group_method(caplog: pytest.LogCaptureFixture) -> None:
     ],
     ids=str,
 )
-def test_current_arguments_renames_only_old_names(words: list[str], expected: list[str]) -> None:
-    assert current_arguments(words) == expected
+def test_current_arguments_renames_only_old_names(arguments: list[str], expected: list[str]) -> None:
+    assert current_arguments(arguments) == expected
     assert current_arguments(expected) == expected
 
 
-def test_method_of_a_users_own_folder_is_an_option(tmp_path: Path) -> None:
+def test_method_file_of_a_users_folder_is_not_taken_for_a_label(tmp_path: Path) -> None:
     (tmp_path / "method").mkdir()
     (tmp_path / "method" / "mine.yaml").write_text("# @package _global_\nlabel: ours\n")
     for folder in ([f"--config-dir={tmp_path}"], ["-cd", str(tmp_path)], [f"hydra.searchpath=[file://{tmp_path}]"]):
@@ -152,46 +152,48 @@ def test_method_of_a_users_own_folder_is_an_option(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "value", ["spni", "choice(spin, sft)", "'spin'", '"spin"', "glob(*)", "[spin]", "sft,spni", ""], ids=str
 )
-def test_method_of_one_word_or_a_sweep_is_never_a_label(value: str) -> None:
-    words = [f"method={value}", f"hydra.sweeper.params.method={value}", "~method"]
-    assert current_arguments(words) == words
+def test_method_value_of_one_word_or_a_sweep_is_not_taken_for_a_label(value: str) -> None:
+    arguments = [f"method={value}", f"hydra.sweeper.params.method={value}", "~method"]
+    assert current_arguments(arguments) == arguments
 
 
 @given(st.lists(st.text()))
-def test_current_arguments_any_text_is_kept_or_renamed_in_its_key(words: list[str]) -> None:
-    renamed = current_arguments(words)
-    assert [w.partition("=")[2] for w in renamed] == [w.partition("=")[2] for w in words]
+def test_current_arguments_keeps_the_values_of_any_text(arguments: list[str]) -> None:
+    renamed = current_arguments(arguments)
+    assert [w.partition("=")[2] for w in renamed] == [w.partition("=")[2] for w in arguments]
 
 
-@pytest.mark.parametrize("words", [("share=0.5", "fraction=0.4"), ("+sft.warmup=0", "sft.warmup_ratio=0")], ids=str)
-def test_both_names_given_are_refused(words: tuple[str, ...]) -> None:
-    old, new = (w.partition("=")[0].strip("+") for w in words)
-    for order in (words, words[::-1]):
+@pytest.mark.parametrize("arguments", [("share=0.5", "fraction=0.4"), ("+sft.warmup=0", "sft.warmup_ratio=0")], ids=str)
+def test_old_and_new_name_together_are_refused(arguments: tuple[str, ...]) -> None:
+    old, new = (w.partition("=")[0].strip("+") for w in arguments)
+    for order in (arguments, arguments[::-1]):
         with pytest.raises(UserError, match=rf"{old} .*{new}.* both"):
             compose(*order, output="out")
 
 
-def test_both_groups_given_are_refused() -> None:
+def test_old_and_new_group_together_are_refused() -> None:
     with pytest.raises(UserError, match=r"arm .*method.* both"):
         compose("arm=spin", "method=sft", output="out")
 
 
-def test_old_name_in_a_file_and_new_one_as_an_override_are_refused(tmp_path: Path) -> None:
+def test_old_name_in_a_file_and_new_name_as_an_override_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"trainer\.warmup,.*trainer\.warmup_ratio.* both"):
         compose(*file_of(tmp_path, "trainer.warmup", 0.2), "trainer.warmup_ratio=0.1", output="out")
 
 
-def test_reference_and_class_of_a_file_are_renamed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    more = "name: a ${share} ${trainer.cutoff} ${method}\n"
-    chosen = file_of(tmp_path, "trainer._target_", "selfcontrast.training.recipe.Recipe", more)
+def test_references_and_class_in_a_file_are_renamed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = "name: a ${share} ${trainer.cutoff} ${method}\n"
+    chosen = file_of(tmp_path, "trainer._target_", "selfcontrast.training.recipe.Recipe", text)
     cfg = compose(*chosen, output="out")
     assert cfg.name == "a 0.3 512 Self-Contrast"
     assert cfg.trainer._target_ == "selfcontrast.training.optim.OptimConfig"
-    assert lines(caplog)[-1] == line("selfcontrast.training.recipe.Recipe", "selfcontrast.training.optim.OptimConfig")
-    assert len(lines(caplog)) == 4
+    assert logged_lines(caplog)[-1] == expected_line(
+        "selfcontrast.training.recipe.Recipe", "selfcontrast.training.optim.OptimConfig"
+    )
+    assert len(logged_lines(caplog)) == 4
 
 
-def test_relative_references_are_renamed_and_other_keys_stay() -> None:
+def test_relative_references_are_renamed_and_other_keys_are_unchanged() -> None:
     old = {
         "share": 0.5,
         "trainer": {"warmup": "${.clip_norm}", "clip_norm": "${..share}", "lr": "${sft.warmup}"},
@@ -209,7 +211,7 @@ def test_current_config_is_the_same_object_without_an_old_name() -> None:
     assert current_config(cfg) is cfg
 
 
-def test_config_that_was_changed_by_hand_is_planned_by_its_old_names(tmp_path: Path) -> None:
+def test_plan_accepts_old_names_in_a_config_changed_by_hand(tmp_path: Path) -> None:
     small = ("data.train=64", "data.test=16", "data.validation=16", "tracking=none", f"store={tmp_path / 'store'}")
     cfg = compose(*small, "label=a", output=tmp_path / "out")
     by_hand = DictConfig({**cfg, "rounds": 0})
@@ -232,14 +234,14 @@ def test_unknown_method_on_the_command_line_is_refused_with_a_hint_at_label(tmp_
     assert "label=NAME" in ended.stderr
 
 
-def test_both_names_on_the_command_line_end_with_one_line(tmp_path: Path) -> None:
+def test_command_with_old_and_new_name_prints_one_line(tmp_path: Path) -> None:
     ended = run_train("share=0.5", "fraction=0.5", cwd=tmp_path)
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: share is the old name of fraction")
     assert len(ended.stderr.splitlines()) == 1
 
 
-def test_sweep_over_an_old_name_reports_the_new_one(tmp_path: Path) -> None:
+def test_sweep_over_an_old_name_reports_the_new_name(tmp_path: Path) -> None:
     tiny = ("data.train=32", "data.test=16", "data.validation=16", "sft.epochs=1", "sft.validations=0", *TINY_MODEL)
     measured = ("evaluation.prompts=4", "evaluation.max_new_tokens=4", "evaluation.lm_eval.tasks=[]")
     short = ("max_length=128", "tracking=none", "hardware.threads=1", "hydra.sweep.dir=sweep", *tiny, *measured)

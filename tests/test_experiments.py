@@ -1,6 +1,6 @@
-"""Compare every setting of the paper's experiments with a table written by hand, and compose each experiment.
+"""Compare the settings of the paper's experiments with a table written by hand, and compose each experiment.
 
-[repo] is the reference implementation's scripts and code, [paper] the paper's text.
+[repo] means the scripts and code of the reference implementation. [paper] means the paper's text.
 """
 
 import json
@@ -23,27 +23,27 @@ METHODS = ("sft", "dpo_std", "spin", "self_contrast")
 EXPERIMENTS = [f"{data}/{method}" for data in DATA for method in METHODS]
 
 
-def chosen(experiment: str) -> list[str]:
-    """Return train.py's overrides for DATA/METHOD. UltraChat has no pairs of its own."""
+def overrides_of(experiment: str) -> list[str]:
+    """Return train.py's overrides for DATA/METHOD. UltraChat has no pairs, so DPO_std takes them from another set."""
     data, method = experiment.split("/")
     pairs = "_pairs" if experiment == "ultrachat/dpo_std" else ""
     return ["+experiment=paper", f"data={data}{pairs}", f"method={method}"]
 
 
-EVERY = {  # [repo] for all data sets
+FOR_ALL_DATA = {  # from [repo]
     "seed": 42,
     "max_length": 2048,
     "objective._target_": "selfcontrast.objectives.SelfContrast",
     "objective.beta": 0.1,
     "objective.label_smoothing": 0.0,
-    "objective.nll_weight": 0.0,  # dpo_ftx
+    "objective.nll_weight": 0.0,  # dpo_ftx in [repo]
     "objective.length_normalised": False,
     "trainer.optimizer": "adamw",
     "trainer.lr": 5e-7,
     "trainer.epochs": 1,
     "trainer.tokens": None,
     "trainer.schedule": "cosine",
-    "trainer.warmup_ratio": 0.0,  # not set there: transformers' default
+    "trainer.warmup_ratio": 0.0,  # not set in [repo]: transformers' default
     "trainer.weight_decay": 0.0,
     "trainer.betas": [0.9, 0.999],
     "trainer.max_grad_norm": 1.0,
@@ -88,7 +88,7 @@ BY_DATA: dict[str, dict[str, Any]] = {
         "data.test.split": "test_sft",
         "model.path": "alignment-handbook/zephyr-7b-sft-full",
         "model.chat_template": "zephyr",
-        "sft.epochs": 0,  # fine-tuned already
+        "sft.epochs": 0,  # the model is fine-tuned already
         "trainer.max_length": 2048,
     },
     "nectar": {
@@ -121,7 +121,7 @@ BY_METHOD: dict[str, dict[str, Any]] = {
     "spin": {
         **SAMPLED,
         "label": "SPIN",
-        "iterations": 3,  # [paper] iterated; the number is unknown
+        "iterations": 3,  # [paper] says that it is iterated; the number is unknown
         "negatives": 1,
         "generator.samples": 1,
         "filter.selector._target_": "selfcontrast.filters.selectors.Everything",
@@ -151,8 +151,8 @@ def setting(cfg: DictConfig, key: str) -> Any:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiment_settings_equal_the_table(experiment: str) -> None:
     data, method = experiment.split("/")
-    cfg = composed(*chosen(experiment))
-    expected = {**EVERY, **BY_DATA[data], **BY_METHOD[method]}
+    cfg = composed(*overrides_of(experiment))
+    expected = {**FOR_ALL_DATA, **BY_DATA[data], **BY_METHOD[method]}
     assert {key: setting(cfg, key) for key in expected} == expected
 
 
@@ -170,20 +170,20 @@ def test_experiment_files_name_their_command_and_add_to_existing_options() -> No
 def test_release_data_takes_the_settings_of_another_data_set() -> None:
     """See conf/experiment/data/paper/self_contrast_release.yaml."""
     release = ("+experiment=paper", "data=self_contrast_release")
-    assert composed(*release).model == composed(*chosen("hh_rlhf/spin")).model
+    assert composed(*release).model == composed(*overrides_of("hh_rlhf/spin")).model
     for part in ("model", "trainer", "published"):
-        assert composed(*release, "experiment/data=paper/nectar")[part] == composed(*chosen("nectar/spin"))[part]
+        assert composed(*release, "experiment/data=paper/nectar")[part] == composed(*overrides_of("nectar/spin"))[part]
 
 
 def test_experiment_with_sft_none_does_not_fine_tune() -> None:
     """See docs/reproduction.md: sft=none model.path=FOLDER uses a model that is fine-tuned already."""
-    assert composed(*chosen("hh_rlhf/spin"), "sft=none").sft.epochs == 0
+    assert composed(*overrides_of("hh_rlhf/spin"), "sft=none").sft.epochs == 0
 
 
 def test_method_overrides_the_samples_of_an_experiment() -> None:
-    """SPIN draws one response. The response length is the experiment's with any backend."""
+    """SPIN draws one response. With any backend, the response length is that of the experiment."""
     for generator in ("hf", "vllm", "openai"):
-        spin = composed(*chosen("hh_rlhf/spin"), f"generator={generator}")
+        spin = composed(*overrides_of("hh_rlhf/spin"), f"generator={generator}")
         assert (spin.generator.samples, spin.negatives, spin.generator.max_new_tokens) == (1, 1, 2048)
 
 
@@ -199,14 +199,14 @@ PREFERENCE, LIKELIHOOD = (f"selfcontrast.objectives.{name}" for name in ("SelfCo
     ],
 )
 def test_baseline_shares_prompts_and_samples_with_self_contrast(method: str, expected: tuple[str, ...]) -> None:
-    whole, other = (composed(*chosen(f"nectar/{name}")) for name in ("self_contrast", method))
-    assert (other.label, other.filter.selector._target_, other.objective._target_) == expected
+    self_contrast, baseline = (composed(*overrides_of(f"nectar/{name}")) for name in ("self_contrast", method))
+    assert (baseline.label, baseline.filter.selector._target_, baseline.objective._target_) == expected
     for part in ("data", "model", "sft", "generator", "encoder", "trainer", "evaluation", "negatives", "iterations"):
-        assert other[part] == whole[part], part
+        assert baseline[part] == self_contrast[part], part
 
 
-def test_random_control_keeps_as_many_as_the_papers_filter() -> None:
-    control = composed(*chosen("hh_rlhf/random_negatives")).filter.selector
+def test_random_control_has_the_fraction_of_the_papers_filter() -> None:
+    control = composed(*overrides_of("hh_rlhf/random_negatives")).filter.selector
     assert control._target_ == "selfcontrast.filters.selectors.Random"
     assert (control.fraction, control.of) == (0.75, "samples")
     assert composed().filter.selector.of == "distinct"
@@ -220,7 +220,7 @@ PAPER = sorted([CONF / "paper.yaml", *CONF.glob("*/paper/*.yaml")])
 
 @pytest.mark.parametrize("file", PAPER, ids=lambda file: str(file.relative_to(CONF)))
 def test_paper_settings_name_their_source(file: Path) -> None:
-    """Each line with a value gives its source, or says that it is unknown or ours."""
+    """Each line with a value gives its source, or says that the value is unknown or our choice."""
     for line in file.read_text().splitlines():
         key, _, value = line.partition("#")[0].strip().partition(":")
         if key and value and not line.lstrip().startswith("- "):
@@ -238,7 +238,7 @@ def test_hub_data_and_models_are_pinned(data: str) -> None:
 
 def test_docs_tell_how_to_pin_the_encoder() -> None:
     text = (ROOT / "docs" / "reproduction.md").read_text().partition("## What could differ")[2]
-    assert composed(*chosen("hh_rlhf/sft")).encoder.revision is None
+    assert composed(*overrides_of("hh_rlhf/sft")).encoder.revision is None
     assert "encoder.revision=COMMIT" in text
 
 
@@ -253,8 +253,8 @@ def debug(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def checked(experiment: str, debug: Path, *overrides: str) -> Parts:
-    """Check the paper's settings, except those that need a GPU or a network."""
+def check_experiment(experiment: str, debug: Path, *overrides: str) -> Parts:
+    """Build the paper's settings with local models and data, and without a GPU."""
     local = (
         "hardware=cpu",
         "tracking=none",
@@ -266,39 +266,39 @@ def checked(experiment: str, debug: Path, *overrides: str) -> Parts:
         "data.validation=0.1",
         "data.test_fraction=0.25",
     )
-    return configure(composed(*chosen(experiment), "hardware.devices=1", *local, *overrides))
+    return configure(composed(*overrides_of(experiment), "hardware.devices=1", *local, *overrides))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiment_passes_the_checks_before_compute(experiment: str, debug: Path) -> None:
-    parts = checked(experiment, debug)
+    parts = check_experiment(experiment, debug)
     assert all(parts.splits.values())
     if experiment.endswith("dpo_std"):
         assert all(example.rejected for example in parts.splits["train"])
 
 
-def test_experiment_accepts_the_papers_k_and_refuses_larger_ones(debug: Path) -> None:
+def test_experiment_accepts_every_k_of_the_paper_and_refuses_a_larger_k(debug: Path) -> None:
     for count in (1, 2, 4, 8, 16):
-        assert checked("hh_rlhf/self_contrast", debug, f"negatives={count}").negatives == count
+        assert check_experiment("hh_rlhf/self_contrast", debug, f"negatives={count}").negatives == count
     with pytest.raises(UserError, match=r"negatives=17 .*filter\.max_negatives=16"):
-        checked("hh_rlhf/self_contrast", debug, "negatives=17")
+        check_experiment("hh_rlhf/self_contrast", debug, "negatives=17")
     with pytest.raises(UserError, match=r"filter\.max_negatives=16 .*keeps at most 8 of generator\.samples=32"):
-        checked("hh_rlhf/self_contrast", debug, "filter.selector.fraction=0.25")
+        check_experiment("hh_rlhf/self_contrast", debug, "filter.selector.fraction=0.25")
 
 
 def test_missing_reward_model_is_reported_before_compute(debug: Path) -> None:
     path = "evaluation.benchmarks.reward.reward_model.path=./models/Starling-RM-7B-alpha"
     with pytest.raises(UserError, match=r"reward_model\.path=\./models/Starling-RM-7B-alpha: "):
-        checked("hh_rlhf/sft", debug, path)
+        check_experiment("hh_rlhf/sft", debug, path)
 
 
 def test_authors_pairs_are_accepted_as_candidates(debug: Path, tmp_path: Path) -> None:
-    """This is the command of docs/reproduction.md, with two pairs per prompt."""
+    """The command is that of docs/reproduction.md, with two pairs per prompt."""
     folder = tmp_path / "HH-RLHF"
     rows = [{"instruction": f"Q{i}?", "output": ["Yes.", f"No {n}."], "history": []} for i in range(20) for n in (1, 2)]
-    for name, some in (("Self-Contrast_2/train.jsonl", rows[:20]), ("test.jsonl", rows[20:])):
+    for name, file_rows in (("Self-Contrast_2/train.jsonl", rows[:20]), ("test.jsonl", rows[20:])):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in some))
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in file_rows))
     parts = configure(
         composed(
             "+experiment=paper",
@@ -324,41 +324,41 @@ def test_authors_pairs_are_accepted_as_candidates(debug: Path, tmp_path: Path) -
     assert len(parts.splits["train"]) + len(parts.splits["validation"]) == len(parts.splits["test"]) == 10
 
 
-def test_published_mt_bench_figures_need_fastchats_questions(debug: Path, tmp_path: Path) -> None:
+def test_published_mt_bench_values_need_the_questions_of_fastchat(debug: Path, tmp_path: Path) -> None:
     entry = {"system": "SFT", "negatives": None, "benchmark": "mt_bench", "what": "mean", "page": 1, "source": "a test"}
     (tmp_path / "figures.yaml").write_text(json.dumps([{**entry, "figure": 5.0}]))
     question = {"question_id": 1, "category": "writing", "turns": ["One?", "Two?"]}
     (tmp_path / "question.jsonl").write_text(json.dumps(question) + "\n")
     bench = "evaluation.benchmarks.mt_bench"
-    job = (
+    overrides = (
         f"+benchmark@{bench}=mt_bench",
         f"{bench}.judge.model=judge",
         "published=" + str(tmp_path / "figures.yaml"),
     )
     with pytest.raises(UserError, match=r"mt_bench.*questions=ours"):
-        checked("hh_rlhf/sft", debug, *job)
+        check_experiment("hh_rlhf/sft", debug, *overrides)
     with pytest.raises(UserError, match=r"questions=None"):
-        checked("hh_rlhf/sft", debug, *job, f"{bench}.questions=null")
-    parts = checked("hh_rlhf/sft", debug, *job, f"{bench}.questions={tmp_path / 'question.jsonl'}")
+        check_experiment("hh_rlhf/sft", debug, *overrides, f"{bench}.questions=null")
+    parts = check_experiment("hh_rlhf/sft", debug, *overrides, f"{bench}.questions={tmp_path / 'question.jsonl'}")
     assert len(parts.published) == 1
-    assert checked("hh_rlhf/sft", debug, *job[:2], "published=hh_rlhf").published == []
+    assert check_experiment("hh_rlhf/sft", debug, *overrides[:2], "published=hh_rlhf").published == []
 
 
-def test_debug_tiny_changes_only_sizes_and_paths(debug: Path) -> None:
-    whole, small = (
-        json.loads(json.dumps(OmegaConf.to_container(composed(*chosen("hh_rlhf/self_contrast"), *more))))
+def test_debug_tiny_changes_lengths_and_batch_sizes_but_not_the_method(debug: Path) -> None:
+    full, small = (
+        json.loads(json.dumps(OmegaConf.to_container(composed(*overrides_of("hh_rlhf/self_contrast"), *more))))
         for more in ((), ("+debug=tiny",))
     )
     assert small["max_length"] == 256
-    assert small["generator"] == whole["generator"]
-    assert small["filter"] == whole["filter"]
-    assert small["objective"] == whole["objective"]
+    assert small["generator"] == full["generator"]
+    assert small["filter"] == full["filter"]
+    assert small["objective"] == full["objective"]
     for optim in ("sft", "trainer"):
-        assert small[optim] == {**whole[optim], "batch_size": 8}
+        assert small[optim] == {**full[optim], "batch_size": 8}
 
 
 @pytest.mark.parametrize(("experiment", "batch_size"), [("gsm8k", 1024), ("gsm8k_laptop", 64), ("miniature", 256)])
-def test_experiment_accepts_other_generators(experiment: str, batch_size: int) -> None:
+def test_experiment_accepts_another_backend(experiment: str, batch_size: int) -> None:
     chosen = f"+experiment={experiment}"
     assert composed(chosen).generator.backend.batch_size == batch_size
     assert isinstance(build(composed(chosen, "generator=vllm").generator.backend, "generator.backend"), VLLM)

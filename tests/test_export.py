@@ -1,4 +1,4 @@
-"""Negatives for other trainers: each trainer reads its format, and a file can be imported as candidates."""
+"""Test the export of negatives: other trainers read their formats, and a file can be imported as candidates."""
 
 import json
 import subprocess
@@ -42,7 +42,7 @@ def negative(name: str, rank: int) -> Negative:
 
 
 def negatives_artifact(store: Store, data: Any, examples: list[Example], ranks: int = 3) -> Artifact:
-    """Return a negatives artifact as the pipeline writes it, with all examples except the first."""
+    """Return an artifact of the filter stage with negatives for all examples except the first."""
 
     def write(folder: Path) -> None:
         rows = [vars(negative(e.id, rank)) for rank in reversed(range(ranks)) for e in examples[1:]]
@@ -70,43 +70,43 @@ def artifact(tmp_path: Path, data: Jsonl, examples: list[Example]) -> Path:
     return negatives_artifact(Store(tmp_path / "store"), data, examples).path
 
 
-def exported(artifact: Path, form: str, data: Jsonl, count: int | None = None) -> tuple[Path, list[dict[str, Any]]]:
+def export_rows(artifact: Path, form: str, data: Jsonl, count: int | None = None) -> tuple[Path, list[dict[str, Any]]]:
     output = artifact.parents[2] / "new" / f"{form}.jsonl"
-    written = export(artifact, form, count, output, data.path)
+    row_count = export(artifact, form, count, output, data.path)
     rows = [json.loads(line) for line in output.read_text().splitlines()]
-    assert len(rows) == written
+    assert len(rows) == row_count
     assert [file.name for file in output.parent.iterdir()] == [output.name]
     return output, rows
 
 
 def test_export_of_a_chosen_candidate_replaces_the_target(artifact: Path, data: Jsonl) -> None:
-    """If the target is chosen too, each has rows."""
+    """If the target and a candidate are chosen, the file has rows for both."""
     ids = sorted(read_negatives(artifact / FILE))
     rows = [{"id": name, "sample": 5, "text": f" own {name} ", "token_ids": [3], "score": 1.0} for name in ids]
-    both = {"id": ids[0], "sample": TARGET, "text": "the target", "token_ids": [], "score": None}
-    pq.write_table(pa.Table.from_pylist([both, *rows], schema=POSITIVES), artifact / CHOSEN)
-    _, written = exported(artifact, "jsonl", data)
-    assert [row["target"] for row in written if row["id"] == ids[0]] == ["the target", f"own {ids[0]}"]
-    assert {row["target"] for row in written if row["id"] == ids[1]} == {f"own {ids[1]}"}
-    assert len(written) == len(ids) + 1
+    target = {"id": ids[0], "sample": TARGET, "text": "the target", "token_ids": [], "score": None}
+    pq.write_table(pa.Table.from_pylist([target, *rows], schema=POSITIVES), artifact / CHOSEN)
+    _, exported = export_rows(artifact, "jsonl", data)
+    assert [row["target"] for row in exported if row["id"] == ids[0]] == ["the target", f"own {ids[0]}"]
+    assert {row["target"] for row in exported if row["id"] == ids[1]} == {f"own {ids[1]}"}
+    assert len(exported) == len(ids) + 1
 
 
 def test_jsonl_lists_all_negatives_of_a_prompt_in_rank_order(
     artifact: Path, data: Jsonl, examples: list[Example]
 ) -> None:
-    _, rows = exported(artifact, "jsonl", data)
+    _, rows = export_rows(artifact, "jsonl", data)
     assert rows == [
         {"id": e.id, "prompt": e.prompt, "target": e.target, "negatives": [f"a dog {rank} 狗" for rank in range(3)]}
         for e in examples[1:]
     ]
 
 
-def test_trl_file_gives_the_token_ids_of_our_rendering(
+def test_trl_file_gives_the_token_ids_of_the_renderer(
     artifact: Path, data: Jsonl, examples: list[Example], tmp_path: Path
 ) -> None:
     from trl import DPOConfig, DPOTrainer
 
-    output, rows = exported(artifact, "trl", data, 2)
+    output, rows = export_rows(artifact, "trl", data, 2)
     assert len(rows) == 2 * len(examples[1:])
     chat_tokenizer = tokenizer()
     chat_tokenizer.model_max_length = 10**6
@@ -130,8 +130,8 @@ def test_trl_file_gives_the_token_ids_of_our_rendering(
 def test_llamafactory_rows_have_its_ranking_format(
     artifact: Path, data: Jsonl, examples: list[Example], tmp_path: Path
 ) -> None:
-    """This package also reads that format, so it can read the exported file."""
-    output, rows = exported(artifact, "llamafactory", data, 1)
+    """This package also reads the ranking format, so it can read the exported file."""
+    output, rows = export_rows(artifact, "llamafactory", data, 1)
     assert {tuple(row) for row in rows} == {("system", "conversations", "chosen", "rejected")}
     assert any(row["system"] == "Be brief." for row in rows)
     assert all(turn["from"] in ("human", "gpt") for row in rows for turn in row["conversations"])
@@ -146,12 +146,12 @@ def test_llamafactory_rows_have_its_ranking_format(
 
 
 def test_exported_file_is_imported_as_candidates(artifact: Path, data: Jsonl, examples: list[Example]) -> None:
-    output, _ = exported(artifact, "jsonl", data, 2)
-    back = Import(None, 100, 0, path=str(output))
-    back.check(examples)
-    assert list(back._responses.values()) == [["a dog 0 狗", "a dog 1 狗"]] * len(examples[1:])
-    assert back.samples == 2
-    # The file is data, too, with the same ids.
+    output, _ = export_rows(artifact, "jsonl", data, 2)
+    imported = Import(None, 100, 0, path=str(output))
+    imported.check(examples)
+    assert list(imported._responses.values()) == [["a dog 0 狗", "a dog 1 狗"]] * len(examples[1:])
+    assert imported.samples == 2
+    # The file can also be read as data, with the same ids.
     reread = [e for split in Jsonl(str(output), 0.1, 0.1, None, None, "required").load().values() for e in split]
     assert {(e.id, e.target) for e in reread} == {(e.id, e.target) for e in examples[1:]}
 
@@ -162,7 +162,7 @@ def test_export_of_builtin_data_needs_no_file(tmp_path: Path) -> None:
     assert export(artifact, "jsonl", 1, tmp_path / "out.jsonl", None) == 15
 
 
-def test_export_of_a_wrong_source_is_refused(artifact: Path, data: Jsonl, tmp_path: Path) -> None:
+def test_export_with_wrong_arguments_or_changed_data_is_refused(artifact: Path, data: Jsonl, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     for count in (0, 4):
         with pytest.raises(UserError, match=rf"--negatives {count} .*3"):
@@ -185,9 +185,9 @@ def test_command_prints_rows_and_dataset_info(
     out = capsys.readouterr().out
     assert f"rows in {tmp_path / 'pairs.jsonl'}" in out
     assert json.loads(out.partition("dataset_info.json: ")[2]) == dataset_info(tmp_path / "pairs.jsonl")
-    wrong = subprocess.run(
+    failed = subprocess.run(
         [sys.executable, "-m", "selfcontrast.export", str(tmp_path), *args], capture_output=True, text=True, timeout=300
     )
-    assert wrong.returncode == 1
-    assert wrong.stderr.startswith("error: ")
-    assert "Traceback" not in wrong.stderr
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error: ")
+    assert "Traceback" not in failed.stderr

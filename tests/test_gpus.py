@@ -1,4 +1,4 @@
-"""Reservation of GPUs. It works on names, before CUDA is initialised, so these tests need no GPU."""
+"""Test the reservation of GPUs. It uses only their names, before CUDA is initialised, so tests need no GPU."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from jobs import TIMEOUT
 from selfcontrast.gpus import reserve, reserved_gpus, visible_gpus
 
-# Reserves GPUs, prints them, and holds them until stdin has a line or ends.
+# This script reserves GPUs, prints their names, and holds them until stdin has a line or ends.
 HOLD = """
 import sys
 from selfcontrast.gpus import reserve
@@ -41,7 +41,7 @@ def other_process(count: int, *gpus: str) -> Iterator["subprocess.Popen[str]"]:
         try:
             yield process
         finally:
-            process.communicate(timeout=TIMEOUT)  # closes its stdin
+            process.communicate(timeout=TIMEOUT)  # this closes stdin of the process
 
 
 def reserved_by(process: "subprocess.Popen[str]") -> str:
@@ -49,7 +49,7 @@ def reserved_by(process: "subprocess.Popen[str]") -> str:
     return process.stdout.readline().strip()
 
 
-def test_reserve_gives_two_jobs_different_gpus_and_a_third_waits() -> None:
+def test_reserve_gives_two_jobs_different_gpus_and_a_third_job_waits() -> None:
     with ExitStack() as stack:
         first = stack.enter_context(other_process(1, "a", "b"))
         assert reserved_by(first) == "a"
@@ -57,7 +57,7 @@ def test_reserve_gives_two_jobs_different_gpus_and_a_third_waits() -> None:
         assert reserved_by(second) == "b"
         third = stack.enter_context(other_process(1, "a", "b"))
         first.communicate("\n", timeout=TIMEOUT)
-        assert reserved_by(third) == "a"  # without waiting, it could not have been "a"
+        assert reserved_by(third) == "a"  # "a" was free only after the first job had ended
 
 
 def test_reserve_skips_the_gpus_of_other_jobs() -> None:
@@ -69,7 +69,7 @@ def test_reserve_skips_the_gpus_of_other_jobs() -> None:
         assert gpus == ["a", "b"]
 
 
-def test_reserve_releases_after_an_error() -> None:
+def test_reserve_releases_gpus_after_an_error() -> None:
     def fail() -> None:
         with reserve(["a"], 1):
             raise RuntimeError("out of memory")
@@ -95,7 +95,7 @@ def test_visible_gpus_come_from_the_environment_or_nvidia_smi(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("mode", "launcher", "accelerator", "devices", "seen"),
+    ("mode", "launcher", "accelerator", "devices", "visible"),
     [
         ("MULTIRUN", "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", "gpu", 1, "b"),
         ("MULTIRUN", "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher", "auto", 1, "b"),
@@ -107,7 +107,7 @@ def test_visible_gpus_come_from_the_environment_or_nvidia_smi(monkeypatch: pytes
     ],
 )
 def test_reserved_gpus_applies_to_concurrent_local_jobs_only(
-    monkeypatch: pytest.MonkeyPatch, mode: str, launcher: str, accelerator: str, devices: int, seen: str
+    monkeypatch: pytest.MonkeyPatch, mode: str, launcher: str, accelerator: str, devices: int, visible: str
 ) -> None:
     config = OmegaConf.create({"hydra": {"mode": RunMode[mode], "launcher": {"_target_": launcher}}})
     monkeypatch.setattr(HydraConfig, "get", lambda: config.hydra)
@@ -116,4 +116,4 @@ def test_reserved_gpus_applies_to_concurrent_local_jobs_only(
     with other_process(1, "a", "b") as other:
         assert reserved_by(other) == "a"
         with reserved_gpus(hardware):
-            assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == visible

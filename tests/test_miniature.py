@@ -1,4 +1,4 @@
-"""Check the miniature: every method composes, and differs from Self-Contrast only in its own settings."""
+"""Check the experiment miniature: every method composes and has the hyperparameters of Self-Contrast."""
 
 import re
 from typing import Any
@@ -13,20 +13,26 @@ from selfcontrast.filters.select import Filter
 from test_config import composed
 
 CLEAN = "data.noise=0.0"
-TOKENS = "trainer.tokens=538702"  # docs/miniature.md
-OTHERS = ("sft", "best_vs_worst", "best_vs_below_mean", "rft", "scpo")  # not baselines of the paper
+TOKENS = "trainer.tokens=538702"  # the number is in docs/miniature.md
+OTHERS = (
+    "sft",
+    "best_vs_worst",
+    "best_vs_below_mean",
+    "rft",
+    "scpo",
+)  # docs/miniature.md has no command for these methods
 METHODS = sorted(file.stem for file in (ROOT / "conf" / "method").glob("*.yaml") if file.stem not in OTHERS)
 SMALL = ("data.train=64", "data.test=16", "data.validation=16", "output=out")
-SAME = ("model", "sft", "encoder", "trainer", "evaluation", "engine", "hardware", "adapter")
+EQUAL_PARTS = ("model", "sft", "encoder", "trainer", "evaluation", "engine", "hardware", "adapter")
 ONE_NEGATIVE = ("dpo_std", "spin", "equal_tokens")
 
 
-def chosen(method: str) -> list[str]:
+def overrides_of(method: str) -> list[str]:
     return ["+experiment=miniature", f"method={method}", *([TOKENS] if method == "equal_tokens" else [])]
 
 
 def settings(method: str, *overrides: str) -> dict[str, Any]:
-    config = OmegaConf.to_container(composed(*chosen(method), "output=out", *overrides), resolve=True)
+    config = OmegaConf.to_container(composed(*overrides_of(method), "output=out", *overrides), resolve=True)
     assert isinstance(config, dict)
     return {str(key): value for key, value in config.items()}
 
@@ -34,7 +40,7 @@ def settings(method: str, *overrides: str) -> dict[str, Any]:
 @pytest.mark.parametrize("method", METHODS)
 def test_method_passes_the_checks_before_compute(method: str) -> None:
     for k in (1, 16) if method == "self_contrast" else (None,):
-        parts = configure(composed(*chosen(method), *SMALL, *([f"negatives={k}"] if k else [])))
+        parts = configure(composed(*overrides_of(method), *SMALL, *([f"negatives={k}"] if k else [])))
         assert parts.generator.check(parts.splits["train"]) is None
 
 
@@ -44,7 +50,7 @@ def test_method_has_the_hyperparameters_of_self_contrast(method: str) -> None:
     if method == "equal_tokens":
         assert config["trainer"].pop("tokens") is not None
         expected["trainer"].pop("tokens")
-    for part in SAME:
+    for part in EQUAL_PARTS:
         assert config[part] == expected[part], part
     assert config["data"] == expected["data"]
     assert config["generator"]["prompts"] == expected["generator"]["prompts"]
@@ -58,15 +64,15 @@ def test_clean_data_changes_only_the_noise() -> None:
         assert clean == noisy
 
 
-def test_short_command_equals_the_method_with_any_k_and_seed() -> None:
+def test_command_without_method_equals_method_self_contrast() -> None:
     short = composed("+experiment=miniature", "negatives=16", "seed=3", "output=out")
-    long = composed(*chosen("self_contrast"), "negatives=16", "seed=3", "output=out")
+    long = composed(*overrides_of("self_contrast"), "negatives=16", "seed=3", "output=out")
     assert short == long
     assert (short.negatives, short.seed, short.generator.seed) == (16, 3, 3)
 
 
 def test_filter_leaves_enough_candidates_for_every_k() -> None:
-    """The filter keeps 16 candidates, whether 64 or 58 are distinct."""
+    """The filter keeps 16 candidates even if only 58 of the 64 samples are distinct."""
     parts = configure(composed("+experiment=miniature", *SMALL))
     selection: Filter = parts.filter
     assert selection.selector.max_kept(58) == selection.max_negatives == 16

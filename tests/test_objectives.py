@@ -1,4 +1,4 @@
-"""Each objective against a plain loop in float64, and properties that hold for any margins."""
+"""Compare each objective with a plain loop in float64, and check properties that hold for any margins."""
 
 import math
 from dataclasses import fields
@@ -27,9 +27,9 @@ BETA, SMOOTHING, GAMMA = 0.5, 0.1, 0.7
 PAIRS = ["SelfContrast", "Robust", "IPO", "Hinge", "SimPO"]  # the loss is a mean over pairs
 SETS = ["Softmax", "PlackettLuce", "NCA"]
 REWARDED = [*PAIRS, "MeanMargin", "Hardest", *SETS]
-SUCCESSORS = ["SPACE", "DFT", "DFT2", "SWEPO", "LiPOLambda"]  # test_successors.py has their loops
+SUCCESSORS = ["SPACE", "DFT", "DFT2", "SWEPO", "LiPOLambda"]  # test_successors.py compares these with loops
 CHOICES = [*REWARDED, *SUCCESSORS]
-SUMS = [*SETS, "SWEPO", "LiPOLambda"]  # two copies of a negative count twice
+SUMS = [*SETS, "SWEPO", "LiPOLambda"]  # a second copy of a negative changes these losses
 UNORDERED = [name for name in CHOICES if name != "PlackettLuce"]
 
 
@@ -91,7 +91,7 @@ def slow_loss(name: str, s: float, rejected: list[float]) -> float:
             return sum(slow_core(name, s - r) for r in rejected) / k if k else 0.0
 
 
-def slow(name: str, policy: list[float], reference: list[float], lengths: list[int], count: int) -> float:
+def slow_group_loss(name: str, policy: list[float], reference: list[float], lengths: list[int], count: int) -> float:
     """Return the loss of one group with `count` negatives; the other columns are padding."""
     rewards = []
     for p, r, n in zip(policy, reference, lengths, strict=True):
@@ -114,7 +114,7 @@ def batch(seed: int, counts: tuple[int, ...] = (4, 2, 0, 1), k: int = 4) -> Batc
 
 
 def select_columns(inputs: Batch, columns: list[int]) -> Batch:
-    """Select the responses in these columns. The first column must be the target's."""
+    """Select the responses in these columns. `columns` must begin with 0, the target."""
     policy, reference, lengths, mask, signals = inputs
     negatives = [column - 1 for column in columns[1:]]
     selected = Signals(signals.scores[:, columns], signals.sampler_logps[:, negatives])
@@ -122,11 +122,11 @@ def select_columns(inputs: Batch, columns: list[int]) -> Batch:
 
 
 @pytest.mark.parametrize("name", REWARDED)
-def test_objective_any_margins_equals_plain_loop(name: str) -> None:
+def test_objective_loss_equals_plain_loop(name: str) -> None:
     policy, reference, lengths, mask, _ = batch(0)
     losses = objective(name)(policy, reference, lengths, mask).loss
     expected = [
-        slow(name, p, r, [max(1, n) for n in length], sum(m))
+        slow_group_loss(name, p, r, [max(1, n) for n in length], sum(m))
         for p, r, length, m in zip(policy.tolist(), reference.tolist(), lengths.tolist(), mask.tolist(), strict=True)
     ]
     torch.testing.assert_close(losses, torch.tensor(expected, dtype=torch.float64))
@@ -173,13 +173,13 @@ def test_objective_extreme_margins_stay_finite_in_float32(name: str, extreme: fl
 
 @pytest.mark.parametrize("name", UNORDERED)
 @given(order=st.permutations(range(4)), seed=st.integers(0, 1000))
-def test_objective_permuted_negatives_same_loss(name: str, order: list[int], seed: int) -> None:
+def test_objective_with_permuted_negatives_has_the_same_loss(name: str, order: list[int], seed: int) -> None:
     inputs, loss_of = batch(seed), objective(name)
     other = loss_of(*select_columns(inputs, [0, *(1 + i for i in order)])).loss
     torch.testing.assert_close(loss_of(*inputs).loss, other)
 
 
-def test_plackett_luce_ranked_negatives_lower_loss() -> None:
+def test_plackett_luce_loss_is_lower_if_negatives_are_in_order() -> None:
     def loss(rejected: list[float]) -> float:
         policy = torch.tensor([[3.0, *rejected]])
         mask = torch.ones(1, 2, dtype=torch.bool)
@@ -189,17 +189,17 @@ def test_plackett_luce_ranked_negatives_lower_loss() -> None:
 
 
 @pytest.mark.parametrize("name", ["SelfContrast", "MeanMargin", "Hardest", "Softmax", "PlackettLuce"])
-def test_objective_one_negative_equals_dpo(name: str) -> None:
+def test_objective_with_one_negative_equals_dpo(name: str) -> None:
     policy, reference, lengths, mask, _ = batch(3, (1, 1, 1), 1)
-    plain = {} if name in SETS else {"label_smoothing": 0.0}
-    losses = objective(name, **plain)(policy, reference, lengths, mask).loss
+    changes = {} if name in SETS else {"label_smoothing": 0.0}
+    losses = objective(name, **changes)(policy, reference, lengths, mask).loss
     ratio = policy - reference
     expected = [-log_sigmoid(BETA * float(row[0] - row[1])) for row in ratio]
     torch.testing.assert_close(losses, torch.tensor(expected, dtype=torch.float64))
 
 
 @given(st.integers(0, 1000))
-def test_objective_copies_of_a_negative_same_loss(seed: int) -> None:
+def test_objective_with_copies_of_a_negative_has_the_same_loss(seed: int) -> None:
     inputs = batch(seed, (1,), 1)
     for name in CHOICES:
         if name not in SUMS:
@@ -208,7 +208,7 @@ def test_objective_copies_of_a_negative_same_loss(seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["SelfContrast", "MeanMargin", "Softmax", "NCA"])
-def test_objective_integer_weight_equals_repeated_negatives(name: str) -> None:
+def test_objective_with_integer_weight_equals_repeated_negative(name: str) -> None:
     policy, reference, lengths, _, _ = batch(4, (2,), 2)
     mask = torch.ones(1, 2, dtype=torch.bool)
     weighted = objective(name, rank_weights=[2.0, 1.0])(policy, reference, lengths, mask).loss
@@ -216,7 +216,7 @@ def test_objective_integer_weight_equals_repeated_negatives(name: str) -> None:
     repeated = objective(name)(
         policy[:, columns], reference[:, columns], lengths[:, columns], torch.ones(1, 3, dtype=torch.bool)
     ).loss
-    if name == "NCA":  # its factor 1/(K+1) counts negatives, not weights
+    if name == "NCA":  # the factor 1/(K+1) of NCA counts negatives, not weights
         rewards = BETA * (policy - reference)[0]
         repeated = -torch.nn.functional.logsigmoid(rewards[:1]) + (
             (repeated + torch.nn.functional.logsigmoid(rewards[:1])) * 4 / 3
@@ -229,7 +229,7 @@ def test_rank_weights_fewer_than_negatives_is_refused() -> None:
         objective(rank_weights=[1.0, 1.0])(*batch(0))
 
 
-def test_contrast_nll_and_length_normalisation_equal_hand_computation() -> None:
+def test_self_contrast_with_nll_and_length_normalisation_equals_value_by_hand() -> None:
     policy, reference = torch.tensor([[-6.0, -8.0]]), torch.tensor([[-4.0, -4.0]])
     lengths, mask = torch.tensor([[2, 4]]), torch.ones(1, 1, dtype=torch.bool)
     loss_of = objective(label_smoothing=0.0, length_normalised=True, nll_weight=0.25, beta=2.0)
@@ -241,7 +241,7 @@ def test_contrast_nll_and_length_normalisation_equal_hand_computation() -> None:
     torch.testing.assert_close(output.loss, torch.tensor([math.log(2) + 0.75]))
 
 
-def test_simpo_nan_reference_is_ignored() -> None:
+def test_simpo_ignores_the_reference() -> None:
     policy, reference, lengths, mask, _ = batch(5)
     loss_of = objective("SimPO")
     assert not loss_of.needs_reference
@@ -254,7 +254,7 @@ def test_simpo_nan_reference_is_ignored() -> None:
 
 
 class TrlComparison:
-    """TRL's DPOTrainer with a reference that differs from its policy, and one of its batches."""
+    """TRL's DPOTrainer with a reference that differs from the policy, and one batch of the trainer."""
 
     def __init__(self, folder: Path) -> None:
         trl = pytest.importorskip("trl")
@@ -287,7 +287,7 @@ class TrlComparison:
         self.reference_logps, _ = _row_log_probs(reference, *batch)
 
     def losses(self, loss_type: str, loss_of: Objective) -> tuple[float, float]:
-        """Return TRL's loss and that of the objective."""
+        """Return the loss of TRL and the loss of the objective."""
         self.trainer.loss_types = [loss_type]
         trl_loss = self.trainer.compute_loss(self.policy, dict(self.inputs))
         mask = torch.ones(3, 1, dtype=torch.bool)
@@ -302,16 +302,16 @@ def _model(seed: int) -> Any:
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    words = WordLevel({"<eos>": 0, **{str(i): i for i in range(1, 32)}}, unk_token="<eos>")
-    tokenizer = Tokenizer(words)
+    vocabulary = WordLevel({"<eos>": 0, **{str(i): i for i in range(1, 32)}}, unk_token="<eos>")
+    tokenizer = Tokenizer(vocabulary)
     tokenizer.pre_tokenizer = Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
 
 
-def _row_log_probs(model: Any, ids: Tensor, attended: Tensor, response: Tensor) -> tuple[Tensor, Tensor]:
-    """Return sums over response tokens and their counts, each [B, 2]. TRL stacks all chosen, then all rejected."""
+def _row_log_probs(model: Any, ids: Tensor, attention_mask: Tensor, response: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities and lengths of responses, each [B, 2]. TRL stacks chosen rows above rejected rows."""
     with torch.no_grad():
-        logits = model(input_ids=ids, attention_mask=attended).logits[:, :-1]
+        logits = model(input_ids=ids, attention_mask=attention_mask).logits[:, :-1]
     tokens = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0] * response[:, 1:]
     return tokens.sum(-1).view(2, -1).T, response[:, 1:].sum(-1).view(2, -1).T
 
@@ -331,7 +331,7 @@ def trl_trainer(tmp_path_factory: pytest.TempPathFactory) -> TrlComparison:
         ("nca_pair", objective("NCA")),
     ],
 )
-def test_objective_one_negative_equals_trl(trl_trainer: TrlComparison, loss_type: str, loss_of: Objective) -> None:
+def test_objective_with_one_negative_equals_trl(trl_trainer: TrlComparison, loss_type: str, loss_of: Objective) -> None:
     trl_loss, loss = trl_trainer.losses(loss_type, loss_of)
     assert loss == pytest.approx(trl_loss, abs=1e-5)
 

@@ -1,4 +1,4 @@
-"""Read a `result.json` of the version before the renames: a real one, cut down to a few prompts."""
+"""Test reading a `result.json` from before the renames. The file comes from a real run, cut down to a few prompts."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_result_read_of_an_old_file_has_the_present_names() -> None:
+def test_result_read_from_an_old_file_has_the_new_names() -> None:
     result, old = Result.read(OLD), json.loads((OLD / RESULT).read_text())
     before, row = old["comparison"]["rows"][-1], result.comparison["rows"][-1]
     assert row["nll"] == before["surprise"]
@@ -41,12 +41,12 @@ def test_result_read_of_an_old_file_has_the_present_names() -> None:
     assert (result.stages, result.histories, result.prompts) == (old["stages"], old["histories"], old["prompts"])
 
 
-def test_current_result_of_a_current_result_changes_nothing() -> None:
+def test_current_result_does_not_change_a_current_result() -> None:
     new = current_result(json.loads((OLD / RESULT).read_text()))
     assert current_result(new) == new
 
 
-def test_reports_of_an_old_file_are_written(folder: Path) -> None:
+def test_report_and_sweep_table_are_made_from_an_old_file(folder: Path) -> None:
     result = Result.read(folder)
     write_report(result, folder)
     assert "self-contrast-K8" in (folder / "report.html").read_text()
@@ -54,7 +54,7 @@ def test_reports_of_an_old_file_are_written(folder: Path) -> None:
     assert frame(read_sweep([folder]))["nll"].tolist() == [row["nll"]]
 
 
-def test_evaluated_read_of_an_old_file_has_the_present_names(tmp_path: Path) -> None:
+def test_evaluated_read_from_an_old_file_has_the_new_names(tmp_path: Path) -> None:
     old = json.loads((OLD / RESULT).read_text())
     lines = [{"what": "mean", "value": old["comparison"]["rows"][0]["mean"]}]
     content = {name: old[name] for name in ("comparison", "samples", "stages", "config", "provenance")}

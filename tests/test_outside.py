@@ -1,4 +1,4 @@
-"""Check that unusable disks and folders are reported in one line by each command."""
+"""Check that unusable disks and folders are reported in one line, and that messages have no escape codes."""
 
 import errno
 import logging
@@ -16,7 +16,7 @@ from selfcontrast.store.__main__ import main
 from selfcontrast.store.full import explained
 
 
-def test_output_folder_that_is_a_file_is_one_line(tmp_path: Path) -> None:
+def test_output_folder_that_is_a_file_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     ended = run_train(f"hydra.run.dir={tmp_path / 'taken'}", cwd=tmp_path)
     assert ended.returncode == 1
@@ -24,7 +24,7 @@ def test_output_folder_that_is_a_file_is_one_line(tmp_path: Path) -> None:
     assert ended.stderr.count("\n") == 1
 
 
-def test_output_folder_below_a_file_is_one_line(tmp_path: Path) -> None:
+def test_output_folder_below_a_file_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     ended = run_train(f"hydra.run.dir={tmp_path / 'taken' / 'out'}", cwd=tmp_path)
     assert ended.returncode == 1
@@ -32,13 +32,13 @@ def test_output_folder_below_a_file_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_full_disk_of_the_output_folder_is_one_line(code: int, tmp_path: Path) -> None:
+def test_full_disk_of_the_output_folder_is_reported_in_one_line(code: int, tmp_path: Path) -> None:
     line = rf"^output={tmp_path}: {os.strerror(code)} \(.*MiB free"
     with pytest.raises(UserError, match=line), explained(tmp_path, "output"):
         raise OSError(code, os.strerror(code), str(tmp_path / "report.html"))
 
 
-def test_prune_on_read_only_store_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prune_on_read_only_store_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(root: Path) -> None:
         raise PermissionError(errno.EROFS, os.strerror(errno.EROFS), str(root / ".trash"))
 
@@ -63,7 +63,7 @@ def test_printable_removes_escape_codes(text: str, expected: str) -> None:
 
 @pytest.mark.parametrize("name", ["job_logging", "hydra_logging"])
 def test_log_formatters_remove_escape_codes(name: str) -> None:
-    """Warnings contain ids and texts of rows. A traceback keeps its lines."""
+    """Warnings contain ids and texts of rows, which may have escape codes. A traceback keeps its lines."""
     settings = yaml.safe_load((ROOT / "conf" / "hydra" / name / "plain.yaml").read_text())
     for formatter in settings["formatters"].values():
         built = logging.config.DictConfigurator({}).configure_formatter(dict(formatter))

@@ -1,4 +1,4 @@
-"""Signals end a command in bounded time, with a line at once and no traceback. Each test runs a new process."""
+"""Test that signals end a command in bounded time, with a line at once and no traceback."""
 
 import os
 import signal
@@ -16,18 +16,18 @@ from selfcontrast.errors import UserError
 
 BEFORE = "import atexit, os, signal, sys, time\nfrom selfcontrast import preemption\npreemption.QUIET = 0.01\n"
 READY = "print('ready', flush=True)\n"
-# The handler during training only records the signal; here nothing ever acts on it.
+# During training, the handler only records the signal. In these scripts, nothing acts on the record.
 DEFERRED = "from selfcontrast.training.signals import DeferredSignals\n"
 
 
 @contextmanager
 def running(code: str, **variables: str) -> Iterator["subprocess.Popen[str]"]:
-    """Run a script until it prints `READY`."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "SLURM_"))}
+    """Start a script, wait until it prints "ready", and kill its process group on exit."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "SLURM_"))}
     with subprocess.Popen(
         [sys.executable, "-c", BEFORE + code],
         cwd=ROOT,
-        env={**kept, **variables},
+        env={**inherited, **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -65,7 +65,7 @@ def test_signal_deferred_by_training_ends_process_within_grace() -> None:
         assert script.wait(TIMEOUT) == 143
 
 
-def test_exit_hook_that_hangs_ends_within_grace() -> None:
+def test_process_with_hanging_exit_hook_ends_within_grace() -> None:
     body = "atexit.register(time.sleep, 10000)\nwith preemption.ending():\n " + READY + " time.sleep(10000)\n"
     with running(body, SELFCONTRAST_GRACE="0.2") as script:
         script.send_signal(signal.SIGTERM)
@@ -87,7 +87,7 @@ def test_signal_to_forked_child_does_not_end_parent() -> None:
         " signal.signal(signal.SIGTERM, before)\n"
         " os.kill(child, signal.SIGTERM)\n"
         " code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])\n"
-        " " + READY + " time.sleep(0.5)\n"  # long enough for the process to end, wrongly
+        " " + READY + " time.sleep(0.5)\n"  # long enough to notice a process that ends wrongly
         " sys.exit(code)\n"
     )
     with running(body, SELFCONTRAST_GRACE="0.2") as script:
@@ -127,14 +127,14 @@ def test_usr1_deferred_by_training_requeues_the_job(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["soon", "0", "-1", "nan", "inf", ""])
-def test_grace_invalid_number_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grace_with_invalid_number_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SELFCONTRAST_GRACE", value)
     with pytest.raises(UserError, match="SELFCONTRAST_GRACE="):
         preemption.grace()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_reproduce_signal_is_forwarded_and_child_awaited(number: signal.Signals, tmp_path: Path) -> None:
+def test_reproduce_forwards_signal_and_waits_for_child(number: signal.Signals, tmp_path: Path) -> None:
     (tmp_path / "child.py").write_text(
         "import signal, sys, time\n"
         "def end(*args):\n open('ended', 'w').close()\n sys.exit(143)\n"
@@ -148,10 +148,10 @@ def test_reproduce_signal_is_forwarded_and_child_awaited(number: signal.Signals,
     assert (tmp_path / "ended").exists()
 
 
-def test_reproduce_signal_that_does_not_interrupt_the_wait_is_forwarded(tmp_path: Path) -> None:
-    """Another thread receives the signal, so that the main thread's system call goes on.
+def test_reproduce_forwards_signal_that_does_not_interrupt_the_wait(tmp_path: Path) -> None:
+    """Another thread receives the signal, so that the system call of the main thread goes on.
 
-    A signal just before the call has the same effect, but rarely.
+    A signal just before the system call has the same effect, but this happens rarely.
     """
     (tmp_path / "child.py").write_text(
         "import signal, sys, time\n"

@@ -1,4 +1,4 @@
-"""Progress lines of long stages."""
+"""Test the progress lines of long stages."""
 
 import logging
 import sys
@@ -18,7 +18,7 @@ from tiny import groups, hardware, llama, optim, policy_folder
 
 
 @pytest.fixture
-def often(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+def frequent_log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     """Log a progress line every 10 ms."""
     monkeypatch.setattr(progress, "INTERVAL", 0.01)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
@@ -27,69 +27,71 @@ def often(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> 
 
 
 def wait_for_lines(log: pytest.LogCaptureFixture, count: int) -> None:
-    seen = len(log.messages)
-    while len(log.messages) < seen + count:
+    before = len(log.messages)
+    while len(log.messages) < before + count:
         time.sleep(0.005)
 
 
-def test_stage_of_unknown_size_logs_elapsed_time(often: pytest.LogCaptureFixture) -> None:
+def test_stage_of_unknown_size_logs_elapsed_time(frequent_log: pytest.LogCaptureFixture) -> None:
     with progress.heartbeat("evaluate SFT"):
-        wait_for_lines(often, 2)
-    assert often.messages[0].split() == ["evaluate", "SFT", "for", "0", "s", "so", "far"]
+        wait_for_lines(frequent_log, 2)
+    assert frequent_log.messages[0].split() == ["evaluate", "SFT", "for", "0", "s", "so", "far"]
 
 
-def test_counted_stage_logs_done_rate_time_left_and_loss(often: pytest.LogCaptureFixture) -> None:
+def test_counted_stage_logs_finished_units_rate_time_left_and_loss(frequent_log: pytest.LogCaptureFixture) -> None:
     with progress.heartbeat("sft"):
-        counted = progress.count(1200, "step")
-        wait_for_lines(often, 1)
-        counted.done, counted.loss = 600, 0.5
-        wait_for_lines(often, 2)
-        end = len(often.messages)
-    assert all(words in often.messages[end - 1] for words in ("600 of 1,200 steps", "a second", "left", "loss 0.5"))
+        counter = progress.count(1200, "step")
+        wait_for_lines(frequent_log, 1)
+        counter.done, counter.loss = 600, 0.5
+        wait_for_lines(frequent_log, 2)
+        end = len(frequent_log.messages)
+    assert all(
+        part in frequent_log.messages[end - 1] for part in ("600 of 1,200 steps", "a second", "left", "loss 0.5")
+    )
     assert progress.current() is None
 
 
 def test_work_of_an_earlier_attempt_is_not_in_the_rate() -> None:
-    counted = progress.WorkCounter(100, "text", 50)
-    counted.start = (counted.start[0] - 10, 50)
-    counted.done = 60
-    assert counted.line() == "60 of 100 texts, 1 a second, 40 s left"
+    counter = progress.WorkCounter(100, "text", 50)
+    counter.start = (counter.start[0] - 10, 50)
+    counter.done = 60
+    assert counter.line() == "60 of 100 texts, 1 a second, 40 s left"
 
 
 def test_rate_is_the_mean_since_the_start() -> None:
-    """Responses of a batch end together: between two lines there may be none, or very many."""
-    counted = progress.WorkCounter(100, "response", 0)
-    counted.start = (counted.start[0] - 10, 0)
-    counted.done = 10
-    assert counted.line() == counted.line() == "10 of 100 responses, 1 a second, 90 s left"
+    """Responses of a batch end together, so none or very many may end between two progress lines."""
+    counter = progress.WorkCounter(100, "response", 0)
+    counter.start = (counter.start[0] - 10, 0)
+    counter.done = 10
+    assert counter.line() == counter.line() == "10 of 100 responses, 1 a second, 90 s left"
 
 
 def test_steps_replayed_after_a_resume_are_not_in_the_rate() -> None:
-    counted = progress.WorkCounter(100, "step", 0)
+    counter = progress.WorkCounter(100, "step", 0)
     for step in range(1, 51):
-        counted.reach(step, 0.5)
-    assert counted.start[1] == 50
-    counted.start = (counted.start[0] - 10, 50)
-    counted.updated_at -= 1
-    counted.reach(51, 0.25)
-    assert counted.line() == "51 of 100 steps, 0.1 a second, 8 min left, loss 0.25"
+        counter.reach(step, 0.5)
+    assert counter.start[1] == 50
+    counter.start = (counter.start[0] - 10, 50)
+    counter.updated_at -= 1
+    counter.reach(51, 0.25)
+    assert counter.line() == "51 of 100 steps, 0.1 a second, 8 min left, loss 0.25"
 
 
-def test_lines_end_when_the_stage_fails(often: pytest.LogCaptureFixture) -> None:
+def test_progress_lines_end_when_the_stage_fails(frequent_log: pytest.LogCaptureFixture) -> None:
     @progress.heartbeat("embed")
-    def fails() -> None:
-        wait_for_lines(often, 1)
+    def fail() -> None:
+        wait_for_lines(frequent_log, 1)
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        fails()
-    seen = len(often.messages)
+        fail()
+    before = len(frequent_log.messages)
     time.sleep(0.05)
-    assert len(often.messages) == seen
+    assert len(frequent_log.messages) == before
 
 
-def test_lines_on_a_terminal_go_to_the_log_file_only(
-    often: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_progress_lines_on_a_terminal_go_only_to_the_log_file(
+    frequent_log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     handler = logging.FileHandler(tmp_path / "train.log")
@@ -101,7 +103,7 @@ def test_lines_on_a_terminal_go_to_the_log_file_only(
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
-    assert not often.messages
+    assert not frequent_log.messages
 
 
 def test_engine_and_training_use_counters(tmp_path: Path) -> None:
@@ -110,50 +112,50 @@ def test_engine_and_training_use_counters(tmp_path: Path) -> None:
 
     with progress.heartbeat("generate"):
         Local(2, 2).run(Doubling(tmp_path), shards(tmp_path, [1, 2], [3]), "cpu", "generate", "number")
-        assert progress.current() is None  # the engine ended its counter
-        policy, machine, how, train = llama(), hardware(), optim(), groups(8)
-        data = StepData(train, [], how, machine, seed=3)
+        assert progress.current() is None  # the engine has ended its counter
+        policy, machine, config, train = llama(), hardware(), optim(), groups(8)
+        data = StepData(train, [], config, machine, seed=3)
         prepare(policy, train, machine)
-        module = SupervisedFineTuning(policy, how, len(data.steps()), 7, lambda record: None)
+        module = SupervisedFineTuning(policy, config, len(data.steps()), 7, lambda record: None)
         fit(module, data, tmp_path, "sft")
-        counted = progress.current()
-        assert counted is not None
-        assert (counted.total, counted.unit) == (len(data.steps()), "step")
+        counter = progress.current()
+        assert counter is not None
+        assert (counter.total, counter.unit) == (len(data.steps()), "step")
 
 
 @pytest.fixture
-def changes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def done_counts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Collect every counter's number of finished units after each change."""
-    seen: list[int] = []
+    counts: list[int] = []
     original = progress.WorkCounter.advance
 
     def advance(counter: progress.WorkCounter, units: int, unsaved: bool = False) -> None:
         original(counter, units, unsaved)
-        seen.append(counter.done)
+        counts.append(counter.done)
 
     monkeypatch.setattr(progress.WorkCounter, "advance", advance)
-    return seen
+    return counts
 
 
-def test_sampling_counts_responses_before_their_shard_is_written(tmp_path: Path, changes: list[int]) -> None:
+def test_sampling_counts_responses_before_their_shard_is_written(tmp_path: Path, done_counts: list[int]) -> None:
     requests = [Request(f"r{i}", [5, 6, 7]) for i in range(4)]
     decoding = Decoding(samples=3, temperature=1.0, top_p=1.0, max_new_tokens=9, max_length=64)
     responder = Responder(HF("float32", 3), Local(2, 1), "cpu")
     responder.sample(policy_folder(tmp_path / "policy"), requests, decoding, 0, tmp_path / "shards", "generate")
-    assert changes == sorted(changes)
-    assert changes[-1] == 12
-    assert len(set(changes)) > 3  # two shards alone give 6 and 12; there are four batches
+    assert done_counts == sorted(done_counts)
+    assert done_counts[-1] == 12
+    assert len(set(done_counts)) > 3  # two shards alone would give 6 and 12, but there are four batches
 
 
-def test_scoring_counts_prompts_before_their_shard_is_written(changes: list[int]) -> None:
+def test_scoring_counts_prompts_before_their_shard_is_written(done_counts: list[int]) -> None:
     progress.count(8, "prompt")
     score_groups(llama(), groups(8), hardware(max_tokens_per_microbatch=64))
     progress.finish()
-    assert changes[-1] == 8
-    assert len(changes) > 1
+    assert done_counts[-1] == 8
+    assert len(done_counts) > 1
 
 
-def test_responses_lost_to_memory_count_once(changes: list[int]) -> None:
+def test_responses_repeated_after_lack_of_memory_are_counted_once(done_counts: list[int]) -> None:
     def draw(requests: object, samples: range, decoding: object, seed: int) -> list[object]:
         progress.advance_unsaved(len(samples), "response")
         if len(samples) > 2:
@@ -163,12 +165,12 @@ def test_responses_lost_to_memory_count_once(changes: list[int]) -> None:
     counter = progress.count(4, "response")
     OomBatcher(4, draw)([Request("r", [5])], Decoding(4, 1.0, 1.0, 9, 64), 0)  # type: ignore[arg-type]
     progress.finish()
-    assert changes == [4, 0, 2, 4]
-    counter.advance(4)  # the shard is written
+    assert done_counts == [4, 0, 2, 4]
+    counter.advance(4)  # the engine does this when it has written the shard
     assert (counter.done, counter.unsaved) == (4, 0)
 
 
-def test_units_of_another_kind_are_not_counted() -> None:
+def test_advance_of_another_unit_is_not_counted() -> None:
     counter = progress.count(4, "step")
     progress.advance_unsaved(3, "response")
     progress.finish()

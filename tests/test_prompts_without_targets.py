@@ -1,4 +1,4 @@
-"""Jobs with prompts without targets are checked before any compute."""
+"""Test that jobs with prompts without targets are checked before any compute."""
 
 import logging
 from dataclasses import replace
@@ -30,7 +30,7 @@ def filter_with(selector: Any, on_shortage: str = "drop_everywhere") -> Filter:
     return Filter(selector, 1, on_shortage, 3, None)
 
 
-def job(chosen: Any = None, settings: Any = None, objective: Any = OBJECTIVE, epochs: int = 1) -> dict[str, Any]:
+def parts_with(chosen: Any = None, settings: Any = None, objective: Any = OBJECTIVE, epochs: int = 1) -> dict[str, Any]:
     parts = {"chosen": chosen or Consensus(), "filter": settings or filter_with(Everything()), "objective": objective}
     return {**parts, "sft": SftSettings(epochs)}
 
@@ -38,25 +38,34 @@ def job(chosen: Any = None, settings: Any = None, objective: Any = OBJECTIVE, ep
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        (job(Target()), r"chosen=Target needs targets, and 5 of 8 training prompts have none\. Use chosen=consensus"),
-        (job(TargetAndBest()), "chosen=TargetAndBest needs targets"),
         (
-            job(settings=filter_with(LeastSimilar(0.5, "distinct"))),
+            parts_with(Target()),
+            r"chosen=Target needs targets, and 5 of 8 training prompts have none\. Use chosen=consensus",
+        ),
+        (parts_with(TargetAndBest()), "chosen=TargetAndBest needs targets"),
+        (
+            parts_with(settings=filter_with(LeastSimilar(0.5, "distinct"))),
             r"filter\.selector=LeastSimilar needs targets.*\. Use",
         ),
-        (job(BestOfN(), filter_with(Random(0.5, "samples"))), r"filter\.selector=Random needs targets"),
+        (parts_with(BestOfN(), filter_with(Random(0.5, "samples"))), r"filter\.selector=Random needs targets"),
         (
-            job(settings=filter_with(LowestRanked(0.5, "distinct", ["similarity", "consensus"]))),
+            parts_with(settings=filter_with(LowestRanked(0.5, "distinct", ["similarity", "consensus"]))),
             "LowestRanked needs targets",
         ),
-        (job(settings=filter_with(Everything(), "refill")), r"filter\.on_shortage=refill needs targets"),
-        (job(objective=PlackettLuce(**REWARDS)), r"objective=PlackettLuce ranks by .*\. Use objective=self_contrast"),
-        (job(objective=Softmax(**REWARDS, rank_weights=[2.0, 1.0])), r"objective\.rank_weights ranks by .*=null"),
+        (parts_with(settings=filter_with(Everything(), "refill")), r"filter\.on_shortage=refill needs targets"),
+        (
+            parts_with(objective=PlackettLuce(**REWARDS)),
+            r"objective=PlackettLuce ranks by .*\. Use objective=self_contrast",
+        ),
+        (
+            parts_with(objective=Softmax(**REWARDS, rank_weights=[2.0, 1.0])),
+            r"objective\.rank_weights ranks by .*=null",
+        ),
     ],
 )
-def test_check_targets_part_that_needs_targets_raises(parts: Any, message: str) -> None:
+def test_check_targets_with_a_part_that_needs_targets_raises(parts: Any, message: str) -> None:
     check_targets(parts, WITH_TARGET, iterations=1)
-    check_targets(parts, [*WITH_TARGET, *WITHOUT_TARGET], iterations=0)  # targets are not used
+    check_targets(parts, [*WITH_TARGET, *WITHOUT_TARGET], iterations=0)  # without iterations, targets are not used
     with pytest.raises(UserError, match=message):
         check_targets(parts, [*WITH_TARGET, *WITHOUT_TARGET], iterations=1)
 
@@ -64,15 +73,15 @@ def test_check_targets_part_that_needs_targets_raises(parts: Any, message: str) 
 @pytest.mark.parametrize(
     "selector", [Everything(), Random(0.5, "distinct"), LowestRanked(0.5, "distinct", ["consensus", "log_prob"])]
 )
-def test_check_targets_accepts_parts_that_need_none(selector: Any) -> None:
-    check_targets(job(settings=filter_with(selector)), [*WITH_TARGET, *WITHOUT_TARGET], iterations=1)
-    check_targets(job(settings=filter_with(selector), epochs=0), WITHOUT_TARGET, iterations=1)
+def test_check_targets_accepts_parts_that_need_no_targets(selector: Any) -> None:
+    check_targets(parts_with(settings=filter_with(selector)), [*WITH_TARGET, *WITHOUT_TARGET], iterations=1)
+    check_targets(parts_with(settings=filter_with(selector), epochs=0), WITHOUT_TARGET, iterations=1)
 
 
 @pytest.mark.parametrize("iterations", [0, 1])
 def test_check_targets_sft_without_any_target_raises(iterations: int) -> None:
     with pytest.raises(UserError, match=r"none of 5 training prompts has one\. Use sft=none"):
-        check_targets(job(), WITHOUT_TARGET, iterations)
+        check_targets(parts_with(), WITHOUT_TARGET, iterations)
 
 
 def splits(test: list[Example]) -> dict[Split, list[Example]]:
@@ -94,13 +103,13 @@ def test_drop_ungradable_without_verifier_drops_held_out_prompts(caplog: pytest.
     assert any("5 of 8 prompts of the split test" in message and "skips them" in message for message in caplog.messages)
 
 
-def test_drop_ungradable_nothing_left_to_evaluate_raises() -> None:
+def test_drop_ungradable_without_a_prompt_left_to_evaluate_raises() -> None:
     with pytest.raises(UserError, match=r"evaluation: 5 of 5 prompts of the split test have no target.*final_number"):
         drop_ungradable(splits(WITHOUT_TARGET), "test", verified=False)
     drop_ungradable(splits(WITHOUT_TARGET), "test", verified=True)
 
 
 def test_drop_ungradable_with_all_targets_keeps_all_prompts(caplog: pytest.LogCaptureFixture) -> None:
-    every: dict[Split, list[Example]] = {"train": WITH_TARGET, "validation": WITH_TARGET, "test": WITH_TARGET}
-    assert drop_ungradable(every, "test", verified=False) == (every, [])
+    examples: dict[Split, list[Example]] = {"train": WITH_TARGET, "validation": WITH_TARGET, "test": WITH_TARGET}
+    assert drop_ungradable(examples, "test", verified=False) == (examples, [])
     assert not caplog.messages

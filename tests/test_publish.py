@@ -1,4 +1,4 @@
-"""A policy on the Hub: the folder and the card of a dry run, and the real client with a local server."""
+"""Test publishing a policy on the Hub: folder and card of a dry run, and the real client with a local server."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +25,7 @@ Export = Callable[..., tuple[str, str]]
 
 
 def finished_run(
-    folder: Path, model: Mapping[str, Any] = HUB_MODEL, data: Mapping[str, Any] = HUB_DATA, **more: str
+    folder: Path, model: Mapping[str, Any] = HUB_MODEL, data: Mapping[str, Any] = HUB_DATA, **settings: str
 ) -> Path:
     """Write a run with a policy, as a job leaves it."""
     policy = folder / "store" / "align" / "0f" / "model"
@@ -33,7 +33,7 @@ def finished_run(
     (policy / "model.safetensors").write_bytes(WEIGHTS)
     (policy / "config.json").write_text("{}")
     (policy / "README.md").write_text("---\nlibrary_name: transformers\n---\nthe store's own card\n")
-    config = {"model": dict(model), "data": dict(data), **more}
+    config = {"model": dict(model), "data": dict(data), **settings}
     result = replace(build(config=config), policy=str(policy))
     run = folder / "run"
     (run / ".hydra").mkdir(parents=True)
@@ -55,17 +55,17 @@ def server() -> Iterator[HubServer]:
 
 @pytest.fixture
 def export(run: Path, server: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Export:
-    """Run the command with a client that talks to the local server. Return its error, "" for none, and its output."""
+    """Return a function that runs the command against the local server. It returns error ("" if none) and output."""
     for name, value in server.client.items():
         monkeypatch.setattr(huggingface_hub.constants, name, value)
 
-    def command(*words: str, token: str | None = KNOWN_TOKEN) -> tuple[str, str]:
+    def command(*arguments: str, token: str | None = KNOWN_TOKEN) -> tuple[str, str]:
         if token:
             monkeypatch.setenv("HF_TOKEN", token)
         else:
             monkeypatch.delenv("HF_TOKEN", raising=False)
         try:
-            main([str(run), *words])
+            main([str(run), *arguments])
         except UserError as error:
             return str(error), "".join(capsys.readouterr())
         return "", "".join(capsys.readouterr())
@@ -73,7 +73,7 @@ def export(run: Path, server: HubServer, monkeypatch: pytest.MonkeyPatch, capsys
     return command
 
 
-def test_dry_run_writes_the_folder_and_says_what_would_be_uploaded(
+def test_dry_run_writes_the_folder_and_prints_the_files_of_an_upload(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main([str(run), "push_to_hub=me/policy", "license=mit", "--dry-run", "--output", str(tmp_path / "hub")])
@@ -103,13 +103,15 @@ def test_card_has_the_facts_of_the_result(run: Path, tmp_path: Path) -> None:
     assert "the store's own card" not in card.text
 
 
-def test_card_names_the_method_by_the_label_of_the_config(tmp_path: Path) -> None:
+def test_card_names_the_method_by_the_label_in_the_config(tmp_path: Path) -> None:
     run = finished_run(tmp_path, label="SPIN")
     main([str(run), "push_to_hub=me/policy", "license=mit", "--dry-run", "--output", str(tmp_path / "hub")])
     assert "the method SPIN of selfcontrast" in ModelCard.load(tmp_path / "hub" / "README.md").text
 
 
-def test_card_with_unknown_license_asks_for_it(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_without_license_asks_for_it_and_card_says_unknown(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     main([str(run), "push_to_hub=me/policy", "--dry-run", "--output", str(tmp_path / "hub")])
     assert "license=" in capsys.readouterr().out
     card = ModelCard.load(tmp_path / "hub" / "README.md")
@@ -117,7 +119,7 @@ def test_card_with_unknown_license_asks_for_it(run: Path, tmp_path: Path, capsys
     assert "license | unknown" in card.text
 
 
-def test_license_of_a_base_models_own_card_is_taken(tmp_path: Path) -> None:
+def test_base_license_is_read_from_the_card_of_the_base_model(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "README.md").write_text("---\nlicense: apache-2.0\n---\nA model.\n")
     assert base_license({"model": {"path": str(tmp_path / "base")}}) == "apache-2.0"
@@ -133,7 +135,7 @@ def test_card_of_a_model_from_scratch_names_no_base(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
+    ("arguments", "pattern"),
     [
         (["push_to_hub=nobody"], "OWNER/NAME"),
         (["push_to_hub=me/x", "private=perhaps"], "private"),
@@ -144,9 +146,9 @@ def test_card_of_a_model_from_scratch_names_no_base(tmp_path: Path) -> None:
         ([], "--format"),
     ],
 )
-def test_publish_wrong_settings_are_refused(words: list[str], named: str, run: Path) -> None:
-    with pytest.raises(UserError, match=named):
-        main([str(run), *words])
+def test_publish_with_wrong_settings_is_refused(arguments: list[str], pattern: str, run: Path) -> None:
+    with pytest.raises(UserError, match=pattern):
+        main([str(run), *arguments])
     assert not (run / "hub").exists()
 
 
@@ -187,7 +189,7 @@ def test_upload_without_a_license_is_refused_before_any_request(server: HubServe
 
 
 @pytest.mark.parametrize("token", ["hf_stranger", None])
-def test_upload_with_unknown_or_missing_token_names_its_variable(
+def test_upload_with_unknown_or_missing_token_names_the_variable(
     token: str | None, server: HubServer, export: Export
 ) -> None:
     error, out = export("push_to_hub=me/policy", "license=mit", token=token)
@@ -214,7 +216,7 @@ def test_upload_after_a_failed_upload_succeeds(server: HubServer, export: Export
 
 
 def test_upload_to_an_unreachable_hub_fails_in_one_line(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # no server listens there
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # no server listens on this port
     error, _ = export("push_to_hub=me/policy", "license=mit")
     assert "cannot be reached" in error
     assert "\n" not in error

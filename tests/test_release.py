@@ -1,4 +1,4 @@
-"""Release files that cannot be run here: check that they name only existing files, extras and targets."""
+"""Check release files that tests cannot run: they must name only existing files, extras and targets."""
 
 import re
 import shlex
@@ -16,19 +16,19 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 
 def instructions() -> list[list[str]]:
-    """Return the Dockerfile's instructions as words, without comments and with continued lines joined."""
+    """Return the words of each instruction of the Dockerfile, without comments and with continued lines joined."""
     lines = [line for line in DOCKERFILE.splitlines() if line.strip() and not line.startswith("#")]
     return [shlex.split(line) for line in "\n".join(lines).replace("\\\n", " ").splitlines()]
 
 
-def test_dockerfile_copies_only_what_exists_and_is_sent_to_the_build() -> None:
-    sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+def test_dockerfile_copies_only_existing_files_of_the_build_context() -> None:
+    build_context = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = [words[1:-1] for words in instructions() if words[0] == "COPY" and not words[1].startswith("--from")]
     sources = [source for words in copied for source in words]
     assert sources
     for source in sources:
         assert (ROOT / source).exists(), source
-        assert source in sent, source
+        assert source in build_context, source
     # The image must have all sources of the wheel.
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert {path.partition("/")[0] for path in build["only-include"]} <= set(sources)
@@ -43,7 +43,7 @@ def test_dockerfile_installs_extras_that_exist() -> None:
     assert names <= set(PROJECT["optional-dependencies"])
 
 
-def test_dockerfile_stages_are_pinned_and_end_without_root() -> None:
+def test_dockerfile_images_are_pinned_and_the_user_is_not_root() -> None:
     images = [words[1] for words in instructions() if words[0] == "FROM"]
     assert images
     for image in images:
@@ -62,30 +62,32 @@ def test_dockerfile_cuda_version_is_that_of_torch() -> None:
     assert versions == [torch_cuda] * len(images)
 
 
-def test_dockerfile_final_stage_has_what_compiles_kernels() -> None:
+def test_dockerfile_final_stage_installs_compiler_and_headers() -> None:
     """nvcc needs the C++ compiler, and Triton's launchers need Python's headers."""
-    words = instructions()
-    start = max(i for i, instruction in enumerate(words) if instruction[0] == "FROM")
-    installed = {word for instruction in words[start:] if instruction[0] == "RUN" for word in instruction}
+    all_instructions = instructions()
+    start = max(i for i, instruction in enumerate(all_instructions) if instruction[0] == "FROM")
+    installed = {word for instruction in all_instructions[start:] if instruction[0] == "RUN" for word in instruction}
     assert {"g++", "python3-dev"} <= installed
 
 
-def test_dockerfile_user_owns_and_lives_in_the_volume() -> None:
-    """Compiled kernels are cached in the home. A folder of the host must belong to the user, as the header says."""
+def test_dockerfile_user_owns_the_volume_which_is_its_home() -> None:
+    """Compiled kernels are cached in the user's home. The header says how a folder of the host gets this owner."""
     (user,) = re.findall(r"useradd --home-dir /runs --uid (\d+) (\w+) ", DOCKERFILE)
-    words = instructions()
-    assert ["WORKDIR", "/runs"] in words
-    assert ["USER", user[1]] in words
+    all_instructions = instructions()
+    assert ["WORKDIR", "/runs"] in all_instructions
+    assert ["USER", user[1]] in all_instructions
     assert f"chown {user[1]}: /runs\n" in DOCKERFILE
     assert f"install --directory --owner {user[0]} runs" in DOCKERFILE
     assert '--volume "$PWD/runs:/runs"' in DOCKERFILE
 
 
-def test_dockerfile_installs_vllm_before_it_copies_more_than_the_versions() -> None:
+def test_dockerfile_copies_only_pyproject_before_it_installs_vllm() -> None:
     """A change of README.md or of the code must not install vLLM's 10 GB again."""
-    words = instructions()
-    vllm = next(i for i, instruction in enumerate(words) if instruction[0] == "RUN" and "/srv/vllm" in instruction)
-    assert [instruction[1:] for instruction in words[:vllm] if instruction[0] == "COPY"] == [
+    all_instructions = instructions()
+    vllm = next(
+        i for i, instruction in enumerate(all_instructions) if instruction[0] == "RUN" and "/srv/vllm" in instruction
+    )
+    assert [instruction[1:] for instruction in all_instructions[:vllm] if instruction[0] == "COPY"] == [
         ["pyproject.toml", "/src/"]
     ]
 
@@ -121,9 +123,9 @@ def test_lock_pins_every_dependency_within_its_bounds() -> None:
     versions = {canonicalize_name(entry.name): str(entry.specifier).removeprefix("==") for entry in pinned}
     extras = PROJECT["optional-dependencies"]
     dev = [Requirement(line) for line in extras["dev"]]
-    own_extras = {extra for entry in dev if entry.name == PROJECT["name"] for extra in entry.extras}
+    project_extras = {extra for entry in dev if entry.name == PROJECT["name"] for extra in entry.extras}
     needed = [*map(Requirement, PROJECT["dependencies"]), *dev]
-    needed += [Requirement(line) for extra in own_extras for line in extras[extra]]
+    needed += [Requirement(line) for extra in project_extras for line in extras[extra]]
     for entry in needed:
         if entry.name != PROJECT["name"] and (entry.marker is None or entry.marker.evaluate()):
             assert entry.specifier.contains(versions[canonicalize_name(entry.name)]), entry

@@ -25,8 +25,8 @@ configure(config)
 
 def slow_modules(code: str) -> set[str]:
     """Run `code` in a new process, and return the modules of `SLOW` that it imported."""
-    look = f"\nimport sys; print('imported', *(m for m in {SLOW!r} if m in sys.modules))"
-    ended = subprocess.run([sys.executable, "-c", code + look], capture_output=True, text=True, cwd=ROOT)
+    print_imported = f"\nimport sys; print('imported', *(m for m in {SLOW!r} if m in sys.modules))"
+    ended = subprocess.run([sys.executable, "-c", code + print_imported], capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 0, ended.stderr
     return set(ended.stdout.splitlines()[-1].split()[1:])
 
@@ -47,7 +47,7 @@ def test_classes_of_the_config_need_no_slow_imports() -> None:
 
 SCRIPT = """
 import runpy, sys
-sys.argv = {words!r}
+sys.argv = {argv!r}
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 except SystemExit:
@@ -70,8 +70,8 @@ except SystemExit:
     ],
 )
 def test_help_and_wrong_settings_need_no_slow_imports(command: str, tmp_path: Path) -> None:
-    words = command.format(out=tmp_path).split()
-    assert slow_modules(SCRIPT.format(words=words)) == set()
+    argv = command.format(out=tmp_path).split()
+    assert slow_modules(SCRIPT.format(argv=argv)) == set()
 
 
 @pytest.mark.parametrize("module", ["selfcontrast.store.__main__", "selfcontrast.report.__main__"])

@@ -1,4 +1,4 @@
-"""DFT, SPACE, SWEPO and LiPO-lambda: against plain loops in float64, and consequences of their formulas."""
+"""Compare DFT, SPACE, SWEPO and LiPO-lambda with plain loops in float64, and check consequences of the formulas."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from selfcontrast import losses
 from selfcontrast.objectives import Signals
 from test_objectives import BETA, batch, log_sigmoid, objective
 
-Row = list[Tensor]  # scalars that carry a gradient, the target's first
+Row = list[Tensor]  # scalars that carry a gradient; the first is the target's
 Floats = list[float]
 
 
@@ -45,12 +45,12 @@ def slow_swepo(
     policy: Row, reference: list[float], lengths: list[int], scores: list[float], sampler: list[float]
 ) -> Tensor:
     mean = sum(scores) / len(scores)
-    above = whole = torch.zeros(())
+    above = total = torch.zeros(())
     for p, r, score in zip(policy, reference, scores, strict=True):
         weighted = math.exp(0.8 * (score - mean) ** 2) * torch.exp(BETA * (p - r))
-        whole = whole + weighted
+        total = total + weighted
         above = above + weighted if score > mean else above
-    return -torch.log(above / whole) if len(set(scores)) > 1 else policy[0] * 0
+    return -torch.log(above / total) if len(set(scores)) > 1 else policy[0] * 0
 
 
 def slow_lipo(
@@ -96,13 +96,15 @@ def test_objective_loss_and_gradient_equal_plain_loop(name: str, seed: int) -> N
             )
         )
     torch.testing.assert_close(loss, torch.stack(expected))
-    weights = torch.arange(1.0, 1 + len(policy), dtype=torch.float64)  # groups that differ in their gradient
-    gradient, slow = (torch.autograd.grad((weights * x).sum(), policy)[0] for x in (loss, torch.stack(expected)))
-    torch.testing.assert_close(gradient, slow)
+    weights = torch.arange(1.0, 1 + len(policy), dtype=torch.float64)  # the groups get different gradients
+    gradient, expected_gradient = (
+        torch.autograd.grad((weights * x).sum(), policy)[0] for x in (loss, torch.stack(expected))
+    )
+    torch.testing.assert_close(gradient, expected_gradient)
 
 
-# Gradients of the authors' trainer (github.com/PenGuln/DFT at cd7a0fb, scripts/dft_trainer.py, gamma = 1). The values
-# of its two losses are not those of the formula.
+# Gradients of the authors' trainer (github.com/PenGuln/DFT at cd7a0fb, scripts/dft_trainer.py, gamma = 1). The loss
+# values of this trainer differ from the formula, so tests compare only gradients.
 POLICY = [[-12.5, -9.0, -14.0, -11.0], [-4.0, -6.5, -3.0, -8.0]]
 SAMPLER = [[-10.0, -13.0, -11.5], [-6.0, -4.5, -7.0]]
 LENGTHS = [[5, 3, 7, 4], [2, 3, 1, 6]]
@@ -125,7 +127,7 @@ def test_dft_gradient_equals_the_authors_code(name: str, tau: float) -> None:
     assert torch.equal(out.margin, rewards[:, :1] - rewards[:, 1:])
 
 
-def test_dft_policy_equal_to_sampler_is_the_targets_nll() -> None:
+def test_dft_loss_is_the_targets_nll_if_policy_equals_sampler() -> None:
     """If policy and sampler are equal and tau = 1, importance weights are 1: the loss is -log p(y+) + log 1."""
     policy, _, lengths, mask, signals = batch(0, (3, 2), 3)
     same = Signals(signals.scores, policy[:, 1:])
@@ -133,13 +135,13 @@ def test_dft_policy_equal_to_sampler_is_the_targets_nll() -> None:
     torch.testing.assert_close(loss, -policy[:, 0])
 
 
-def test_space_ratio_one_is_two_logistic_losses() -> None:
+def test_space_loss_with_ratio_one_is_a_sum_of_two_logistic_losses() -> None:
     loss = losses.space(torch.tensor([0.3]), torch.tensor([[-0.2, 0.5]]))
     expected = -log_sigmoid(0.3) - (log_sigmoid(0.2) + log_sigmoid(-0.5)) / 2
     assert float(loss) == pytest.approx(expected)
 
 
-def test_space_true_log_ratio_has_zero_gradient() -> None:
+def test_space_gradient_is_zero_at_the_true_log_ratios() -> None:
     """The loss of two responses, with p_data 0.8 and 0.2 and p_model 0.4 and 0.6, is minimal at the log-ratios."""
     data, model, mu = torch.tensor([0.8, 0.2]), torch.tensor([0.4, 0.6]), 3.0
     rewards = (data / model).log().requires_grad_()
@@ -151,8 +153,8 @@ def test_space_true_log_ratio_has_zero_gradient() -> None:
     torch.testing.assert_close(rewards.grad, torch.zeros(2))
 
 
-def test_swepo_three_scores_equals_hand_computation() -> None:
-    """The mean score is 0.5. The target and the second negative are above it. Equal scores give 0."""
+def test_swepo_loss_of_three_scores_equals_value_by_hand() -> None:
+    """The mean score is 0.5. The target and the second negative are above it. Equal scores give a loss of 0."""
     s_plus, s_minus = torch.tensor([0.0]), torch.tensor([[1.0, 2.0]])
     scores = torch.tensor([[0.8, 0.0, 0.7]])
     weighted = [math.exp(2 * d + s) for d, s in ((0.3, 0.0), (-0.5, 1.0), (0.2, 2.0))]
@@ -169,13 +171,13 @@ def test_swepo_target_below_mean_is_rejected() -> None:
     assert float(s_plus.grad) > 0 > float(s_minus.grad)
 
 
-def test_lipo_lambda_one_negative_is_weighted_dpo() -> None:
-    """Ranks 2 and 1: |2^1 - 2^0| (1/log 2 - 1/log 3) log(1 + exp(0.5))."""
+def test_lipo_lambda_loss_of_one_negative_is_weighted_dpo() -> None:
+    """The ranks are 2 and 1, so the loss is |2^1 - 2^0| (1/log 2 - 1/log 3) log(1 + exp(0.5))."""
     loss = losses.lipo_lambda(torch.tensor([0.0]), torch.tensor([[0.5]]), torch.tensor([[1.0, 0.0]]))
     assert float(loss) == pytest.approx((1 / math.log(2) - 1 / math.log(3)) * math.log1p(math.exp(0.5)))
 
 
-def test_lipo_lambda_equal_scores_is_zero() -> None:
+def test_lipo_lambda_loss_of_equal_scores_is_zero() -> None:
     loss = losses.lipo_lambda(torch.tensor([0.0]), torch.tensor([[0.5, 0.2]]), torch.tensor([[0.5, 0.5, 0.5]]))
     assert float(loss) == 0.0
 

@@ -1,4 +1,4 @@
-"""Check every value of every sweep file with the real config, as an agent passes it."""
+"""Check the values of every sweep file with the real config, as an agent passes them."""
 
 import math
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def values(parameter: dict[str, Any]) -> list[Any]:
-    """Return all values of a list, or the ends and the middle of a range."""
+    """Return all values of a list, or the ends and the geometric middle of a range."""
     if "values" in parameter:
         return list(parameter["values"])
     if "value" in parameter:

@@ -70,21 +70,21 @@ LORA = LoRA(rank=4, alpha=8.0, dropout=0.1, target_modules="all-linear", stages=
 
 
 @cache
-def _trained() -> Any:
+def _shared_tokenizer() -> Any:
     return train_tokenizer(CORPUS, VOCABULARY, max_length=128)
 
 
 def tokenizer(template: str = TEMPLATE) -> Any:
     """Return a byte-level BPE tokenizer of about `VOCABULARY` tokens, with special tokens for the turns."""
-    copied = deepcopy(_trained())
+    copied = deepcopy(_shared_tokenizer())
     copied.chat_template = template
     return copied
 
 
 def llama(seed: int = 0, vocabulary: int | None = None, spread: float = 0.2, width: int = 32) -> LlamaForCausalLM:
-    """Return a Llama of two layers and two heads. A large `spread`, the weights' std, gives peaked predictions."""
+    """Return a Llama of two layers and two heads. A large std of the weights, `spread`, gives peaked predictions."""
     config = LlamaConfig(
-        vocab_size=vocabulary or len(_trained()),
+        vocab_size=vocabulary or len(_shared_tokenizer()),
         hidden_size=width,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -94,8 +94,8 @@ def llama(seed: int = 0, vocabulary: int | None = None, spread: float = 0.2, wid
         tie_word_embeddings=True,
         initializer_range=spread,
         bos_token_id=None,
-        eos_token_id=_trained().eos_token_id,
-        pad_token_id=_trained().pad_token_id,
+        eos_token_id=_shared_tokenizer().eos_token_id,
+        pad_token_id=_shared_tokenizer().pad_token_id,
     )
     torch.manual_seed(seed)
     return LlamaForCausalLM(config).eval()
@@ -126,7 +126,7 @@ def policy_folder(folder: Path, seed: int = 0, width: int = 32) -> Path:
 
 
 def taught(examples: Sequence[Example], width: int = 32) -> LlamaForCausalLM:
-    """Return a model that is overfitted to the answers of `examples`, end token included."""
+    """Return a model that is overfitted to the answers of `examples`, including the end token."""
     model, renderer = llama(spread=0.05, width=width), Renderer(tokenizer())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     pairs = [renderer.example(item) for item in examples]
@@ -149,8 +149,8 @@ def groups(count: int, negatives: int = 0, seed: int = 0, vocabulary: int = 50) 
     return [Group(f"g{i}", ids(3, 9), ids(2, 8), [ids(1, 9) for _ in range(negatives)]) for i in range(count)]
 
 
-def example(name: str, question: str, target: str, **more: Any) -> Example:
-    return Example(name, [{"role": "user", "content": question}], target, **more)
+def example(name: str, question: str, target: str, **fields: Any) -> Example:
+    return Example(name, [{"role": "user", "content": question}], target, **fields)
 
 
 def hardware(**changes: Any) -> Hardware:
@@ -171,7 +171,7 @@ def self_contrast(beta: float) -> SelfContrast:
 
 
 def objective_of(name: str, **changes: Any) -> Objective:
-    """Return the objective of a file in conf with changes. Its beta is the paper's."""
+    """Return the objective of `conf/objective/NAME.yaml` with changed settings, and the paper's beta of 0.1."""
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 

@@ -1,4 +1,4 @@
-"""Requests to vLLM in tests, and the answers of transformers."""
+"""Define requests for tests of vLLM, and compute transformers' answers to them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +43,7 @@ def backend(**changes: Any) -> VLLM:
     return VLLM(**{**settings, **changes})
 
 
-def by_hf(policy: Path, decoding: Decoding = GREEDY) -> list[Candidate]:
+def hf_answers(policy: Path, decoding: Decoding = GREEDY) -> list[Candidate]:
     """Return transformers' answers to `REQUESTS`."""
     with HF("float32", 1).open(policy, "cpu") as sample:
         return sample(REQUESTS, decoding, 0)

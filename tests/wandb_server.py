@@ -1,7 +1,7 @@
-"""A loopback stand-in for the parts of W&B's server that `wandb sweep`, `wandb agent` and an online run use.
+"""Serve a loopback stand-in for the parts of W&B's server that `wandb sweep`, `wandb agent` and an online run use.
 
 It answers the requests of the real client 0.31: GraphQL by the name of the operation, a run's file stream, and uploads.
-A grid runs in the order of the sweep file, and its last parameter changes fastest. Everything received is kept.
+A grid runs in the order of the sweep file, and its last parameter changes fastest. The server keeps what it receives.
 """
 
 import base64
@@ -25,10 +25,10 @@ OPERATION = re.compile(r"\b(?:query|mutation)\s+(\w+)")
 
 @dataclass(frozen=True)
 class Request:
-    """A request.
+    """A request that the server received.
 
     Attributes:
-        operation: GraphQL's name of the operation, or the HTTP method.
+        operation: name of the GraphQL operation; for other requests the HTTP method.
         path: path of the URL.
         body: the decompressed body.
         key: the W&B key in its authorization.
@@ -42,11 +42,11 @@ class Request:
 
 @dataclass
 class Run:
-    """A run, as the server knows it.
+    """A run in the server's memory.
 
     Attributes:
         name: id in URLs.
-        point: point of the sweep, by parameter.
+        point: values of the sweep's parameters, by name.
         fields: fields of the last `UpsertBucket`, by the client's names: groupName, jobType, tags, sweep, commit, …
         config, summary: values by key.
         history: rows in order of arrival.
@@ -72,7 +72,7 @@ class Run:
 
 @dataclass
 class Artifact:
-    """An artifact.
+    """An artifact in the server's memory.
 
     Attributes:
         fields: fields that the client sent.
@@ -91,8 +91,8 @@ class WandbServer:
 
     Attributes:
         request_count: number of requests so far.
-        broken: numbers of the requests that get an error 500.
-        breaks_for: number of requests that fail once a run's first metrics have arrived.
+        broken: numbers, from 0, of the requests that get an error 500.
+        breaks_for: number of requests that get an error 500 after the next metrics of a run have arrived.
         stop_when: decides at every heartbeat of an agent whether early termination stops a run.
     """
 
@@ -115,7 +115,7 @@ class WandbServer:
         return {"WANDB_BASE_URL": self.url, "WANDB_ENTITY": ENTITY, "WANDB_PROJECT": PROJECT}
 
     def graphql(self, operation: str, variables: Mapping[str, Any]) -> Any:
-        """Return the answer's `data`; null for unknown operations, which the client accepts."""
+        """Return the `data` of the answer. It is null for unknown operations, which the client accepts."""
         answer = getattr(self, f"on_{operation}", None)
         return answer(variables) if answer else None
 
@@ -221,7 +221,7 @@ class WandbServer:
         name = fields["artifactCollectionName"]
         artifact = same[0] if same else Artifact(f"artifact{len(self.artifacts)}", {**fields, "name": name})
         self.artifacts[artifact.id] = artifact
-        if fields["runName"]:  # else the run only uses it
+        if fields["runName"]:  # without `runName`, the run only uses the artifact
             self.runs[fields["runName"]].logged.append(name)
         return {"createArtifact": {"artifact": self._artifact(artifact)}}
 
@@ -327,10 +327,10 @@ class _Handler(BaseHTTPRequestHandler):
             wandb.requests.append(Request(operation, self.path, body, key))
             if query:
                 return self._send(200, {"data": wandb.graphql(operation, query.get("variables") or {})})
-            return self._send(200, self._other(wandb, body))
+            return self._send(200, self._receive_file(wandb, body))
 
-    def _other(self, wandb: WandbServer, body: bytes) -> dict[str, Any]:
-        """Handle a file stream or an upload."""
+    def _receive_file(self, wandb: WandbServer, body: bytes) -> dict[str, Any]:
+        """Handle a part of a file stream, or an upload."""
         match self.path.strip("/").split("/", 2):
             case ["files", _, rest] if rest.endswith("/file_stream"):
                 wandb.stream(wandb.runs[rest.split("/")[-2]], json.loads(body))
@@ -356,7 +356,7 @@ class _Server(ThreadingHTTPServer):
     wandb: WandbServer
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # a client that has ended
+        if not isinstance(sys.exception(), ConnectionError):  # ConnectionError: the client has ended
             super().handle_error(request, client_address)
 
 

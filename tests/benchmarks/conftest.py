@@ -1,4 +1,4 @@
-"""Put `benchmarks/` on the path, as when one of its scripts is run."""
+"""Put `benchmarks/` on the path, as Python does when it runs a script of that folder."""
 
 import sys
 from pathlib import Path

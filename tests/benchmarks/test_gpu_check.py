@@ -1,4 +1,4 @@
-"""The GPU check on a CPU: a whole run, failures and time limits of steps, and the report made from results."""
+"""Test the GPU check on a CPU: a whole run, steps that fail or take too long, and the report of the results."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ def test_gpu_check_runs_completely_on_a_cpu(tmp_path: Path) -> None:
     results = json.loads(file.read_text())
     assert all("rows" in step for step in results["steps"].values())
     errors = [row["error"] for row in results["steps"]["gradients"]["rows"] if row["arithmetic"] == "float32"]
-    assert len(errors) == 6  # two implementations, three models
+    assert len(errors) == 6  # two implementations for each of three models
     speed = results["steps"]["speed 9,7,3"]["rows"]
     bounds = {row["contender"]: row.get("bound") for row in speed}
     assert bounds["unpadded rows"] == pytest.approx(4 * (9 + 7) / (9 + 4 * 7))
@@ -43,12 +43,12 @@ def test_run_records_a_failed_step_and_continues(tmp_path: Path, monkeypatch: py
     def broken(setting: Any) -> Any:
         raise RuntimeError("no such kernel")
 
-    def sees_the_file(setting: Any) -> Any:
+    def count_recorded_steps(setting: Any) -> Any:
         return [{"steps before": len(json.loads(file.read_text())["steps"])}]
 
-    fake_steps = {"before": lambda setting: 1 / 0, "broken": broken, "after": sees_the_file}
+    fake_steps = {"before": lambda setting: 1 / 0, "broken": broken, "after": count_recorded_steps}
     monkeypatch.setattr(gpu_check, "steps", lambda setting: fake_steps)
-    results: dict[str, Any] = {"steps": {"before": {"rows": []}}}  # from an earlier run, not repeated
+    results: dict[str, Any] = {"steps": {"before": {"rows": []}}}  # from an earlier run, so it is not repeated
     gpu_check.run(gpu_check.Setting.on("cpu"), file, 60, results)
     steps = json.loads(file.read_text())["steps"]
     assert steps["before"] == {"rows": []}
@@ -56,7 +56,7 @@ def test_run_records_a_failed_step_and_continues(tmp_path: Path, monkeypatch: py
     assert steps["after"]["rows"] == [{"steps before": 2}]
 
 
-def test_run_without_time_skips_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_without_time_left_skips_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import gpu_check
 
     monkeypatch.setattr(gpu_check, "steps", lambda setting: {"late": lambda setting: 1 / 0})
@@ -65,7 +65,7 @@ def test_run_without_time_skips_steps(tmp_path: Path, monkeypatch: pytest.Monkey
     assert results["steps"]["late"] == {"skipped": "no time left"}
 
 
-def test_run_step_times_out() -> None:
+def test_endless_step_is_stopped_after_its_time() -> None:
     import gpu_check
 
     def endless(setting: Any) -> Any:
@@ -75,7 +75,7 @@ def test_run_step_times_out() -> None:
     assert gpu_check._run_step(endless, gpu_check.Setting.on("cpu"), 1) == {"error": "StepTimeout: given up after 1 s"}
 
 
-def test_as_table_by_hand() -> None:
+def test_as_table_equals_table_written_by_hand() -> None:
     from gpu_report import as_table
 
     rows = [{"name": "a", "x": 1234567, "ok": True}, {"name": "b", "error": 3.2e-7, "x": 2.5}]
@@ -90,7 +90,7 @@ def test_as_table_by_hand() -> None:
     assert as_table("title", {"error": "why"}).endswith("\nwhy")
 
 
-def test_first_line_names_the_parts_not_run() -> None:
+def test_first_line_names_parts_that_did_not_run() -> None:
     from gpu_report import OUTSIDE, PARTS, first_line
 
     step: dict[str, Any] = {"rows": []}
@@ -108,4 +108,4 @@ def test_results_md_is_up_to_date() -> None:
     from gpu_report import REPORT, read_runs, update
 
     report = REPORT.read_text()
-    assert update(report, read_runs()) == report  # else: python benchmarks/gpu_report.py
+    assert update(report, read_runs()) == report  # if not, run: python benchmarks/gpu_report.py

@@ -1,4 +1,4 @@
-"""The benchmark runs completely, its contenders have equal gradients, and its FLOPs are correct."""
+"""Test that the benchmark runs completely, its contenders have equal gradients, and its FLOPs are correct."""
 
 import re
 import subprocess
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def output() -> str:
-    """Run on a GPU if there is one; the code is the same."""
+    """Return the output of the benchmark, run on a GPU if there is one, or on the CPU."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = f"--device {device} --dtype fp32 --model qwen-tiny --shapes 9,7,3 --rounds 1 --peak-tflops 1"
     command = [sys.executable, "benchmarks/train_step.py", *settings.split()]
@@ -45,17 +45,17 @@ def test_bound_is_the_ratio_of_tokens(output: str) -> None:
 GROUP = Group("a", [1, 2, 3], [4, 5], [[6, 7], [8]])
 
 
-def test_work_by_hand() -> None:
+def test_packed_and_pairs_work_equal_counts_by_hand() -> None:
     from workload import Work, packed_work, pairs_work
 
-    # Prompt: 1 + 2 + 3 attended. A response of two sees 1 + 2 of itself and 3 of the prompt twice; one of one, 1 and 3.
+    # Attended positions: 1 + 2 + 3 in the prompt, 1 + 2 + 2 * 3 for a response of two tokens, and 1 + 3 for one token.
     assert packed_work([GROUP]) == Work(tokens=8, scored=5, attended=6 + 9 + 9 + 4)
-    # Rows of 5, 5, 5 and 4 tokens: 15 attended in each of five, 10 in that of four.
+    # Rows of 5, 5, 5 and 4 tokens: 15 attended positions in each row of five, and 10 in the row of four.
     assert pairs_work([GROUP], every_position=False) == Work(tokens=19, scored=7, attended=55)
     assert pairs_work([GROUP], every_position=True).scored == 19
 
 
-def test_flops_of_weights_equal_torchs_count() -> None:
+def test_flops_of_weights_equal_count_of_torch() -> None:
     from workload import Work, random_model
 
     model: Any = random_model("qwen-tiny", "cpu", torch.float32)
@@ -67,9 +67,9 @@ def test_flops_of_weights_equal_torchs_count() -> None:
     assert Work(tokens=7, scored=7, attended=0).flops(model) == products
 
 
-def test_flops_of_attention_by_hand() -> None:
+def test_flops_of_attention_equal_count_by_hand() -> None:
     from workload import Work, random_model
 
     model: Any = random_model("qwen-tiny", "cpu", torch.float32)
-    # 2 layers, 4 heads of 16: 64 dimensions; 2 products of 2 FLOPs, forward once and backward twice.
+    # 2 layers; 4 heads of 16 dimensions are 64; 2 products of 2 FLOPs each; the backward pass costs two forward passes.
     assert Work(tokens=0, scored=0, attended=10).flops(model) == 2 * 64 * 2 * 2 * 3 * 10

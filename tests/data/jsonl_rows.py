@@ -1,4 +1,4 @@
-"""Rows and files in the formats that `selfcontrast.data.jsonl` reads."""
+"""Write rows to files in the formats that `selfcontrast.data.jsonl` reads, and read them back."""
 
 import gzip
 import json
@@ -29,12 +29,12 @@ def examples(path: Path, **settings: Any) -> list[Example]:
 
 
 def write(path: Path, rows: list[Any]) -> Path:
-    """Write rows in the container that the suffix names."""
+    """Write rows to a file in the format that its suffix names."""
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
         return path
     if ".jsonl" in path.suffixes:
-        # Editors leave a blank line at the end.
+        # Some editors leave a blank line at the end.
         content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) + "\n"
     else:
         content = json.dumps(rows, ensure_ascii=False, indent=1)
@@ -72,7 +72,8 @@ def _vary(row: Row, i: int) -> Row:
     return {column: value for column, value in options.items() if column in row}
 
 
-def refusal(path: Path) -> str:
+def load_error(path: Path) -> str:
+    """Return the message of the error that loading raises: one line with the path."""
     with pytest.raises(UserError) as caught:
         source(path).load()
     message = str(caught.value)

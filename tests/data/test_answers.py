@@ -1,4 +1,4 @@
-"""Targets and rejected answers of users' own rows: none is lost, and both are read alike."""
+"""Test that no target or rejected answer of a user's row is lost, and that both are read in the same way."""
 
 import json
 import logging
@@ -47,14 +47,14 @@ def pair_candidates(folder: Path, policy: Path, examples: Sequence[Example]) -> 
     return dict(candidates_by_prompt(folder))
 
 
-# Both answers are read alike
+# Targets and rejected answers are read in the same way
 
 
 SPACES = [(" A pear.\n", " A pear car.\n"), ("\tA pear.", "A pear car.\n\n"), ("A pear.\u00a0", "\u2003A pear car.")]
 
 
 @pytest.mark.parametrize(("chosen", "rejected"), SPACES)
-def test_white_space_around_answers_is_removed_from_both(
+def test_white_space_around_targets_and_rejected_answers_is_removed(
     chosen: str, rejected: str, tmp_path: Path, policy: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -79,22 +79,25 @@ def test_white_space_around_a_servers_text_is_removed() -> None:
 # Text and tokens
 
 
-def test_target_that_spells_the_end_token_is_counted_and_cut_there(tmp_path: Path, policy: Path) -> None:
+def test_target_that_contains_the_end_token_is_cut_at_it_and_counted(tmp_path: Path, policy: Path) -> None:
     end = RENDERER.tokenizer.eos_token
     rows = [{"prompt": f"Name fruit {i}.", "target": "A pear."} for i in range(9)]
     rows.append({"prompt": "A strike?", "target": f"Use it {end} for a strike.", "rejected": f"Use it{end} or not."})
     examples = load(write_lines(tmp_path / "a.jsonl", rows))
     groups, _ = supervised_groups(RENDERER, examples, 120)
-    odd = next(example for example in examples if example.rejected)
-    assert changed_targets(RENDERER, examples, groups) == [odd.id]
-    read = RENDERER.as_read(odd)
+    cut = next(example for example in examples if example.rejected)
+    assert changed_targets(RENDERER, examples, groups) == [cut.id]
+    read = RENDERER.as_read(cut)
     assert (read.target, read.rejected) == ("Use it", "Use it")
-    [candidate] = pair_candidates(tmp_path, policy, [odd])[odd.id]
+    [candidate] = pair_candidates(tmp_path, policy, [cut])[cut.id]
     assert candidate.text == "Use it"
-    assert (distinct(read.target, [candidate.text]), excluded(read.target, [candidate.text])) == ([], [0])  # a copy
+    assert (distinct(read.target, [candidate.text]), excluded(read.target, [candidate.text])) == (
+        [],
+        [0],
+    )  # the candidate equals the target
 
 
-def test_responses_that_spell_special_tokens_are_counted(
+def test_responses_that_contain_special_tokens_are_counted(
     tmp_path: Path, policy: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     example = Example("a", [{"role": "user", "content": "Name a fruit."}], "A pear.", rejected="A <|user|>car.")
@@ -107,32 +110,32 @@ def test_responses_that_spell_special_tokens_are_counted(
 # Rejected answers and targets of a row
 
 
-def rows_with_three_answers(partly_rejected: bool) -> Iterator[Row]:
+def rows_with_three_answers(some_without_rejected: bool) -> Iterator[Row]:
     for i in range(36):
         yield {
             "prompt": f"Name fruit {i % 12}.",
             "chosen": "A pear.",
-            "rejected": None if partly_rejected and i < 12 else f"A car {i}.",
+            "rejected": None if some_without_rejected and i < 12 else f"A car {i}.",
         }
 
 
-@pytest.mark.parametrize("partly_rejected", [False, True])
+@pytest.mark.parametrize("some_without_rejected", [False, True])
 def test_all_rejected_answers_of_a_prompt_are_used(
-    partly_rejected: bool, tmp_path: Path, policy: Path, caplog: pytest.LogCaptureFixture
+    some_without_rejected: bool, tmp_path: Path, policy: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = list(rows_with_three_answers(partly_rejected))
+    rows = list(rows_with_three_answers(some_without_rejected))
     examples = load(write_lines(tmp_path / "a.jsonl", [*rows, rows[-1]]))
     assert "dropped 1 (exact duplicate: 1)" in caplog.text
     rejected_by_prompt = {e.prompt[0]["content"]: e.all_rejected for e in examples}
     assert rejected_by_prompt == {
-        f"Name fruit {i}.": [f"A car {j}." for j in range(12 if partly_rejected else 0, 36) if j % 12 == i]
+        f"Name fruit {i}.": [f"A car {j}." for j in range(12 if some_without_rejected else 0, 36) if j % 12 == i]
         for i in range(12)
     }
     candidates = pair_candidates(tmp_path, policy, examples)
     assert {e.id: [c.text for c in candidates[e.id]] for e in examples} == {e.id: e.all_rejected for e in examples}
     generator = Pairs(None, 120, 0)
     generator.check(examples)
-    assert generator.samples == (2 if partly_rejected else 3)
+    assert generator.samples == (2 if some_without_rejected else 3)
 
 
 @pytest.mark.parametrize("name", ["many_rejected.jsonl", "first_bare.jsonl"])
@@ -151,7 +154,7 @@ def test_all_rejected_answers_of_the_public_rows_are_used(name: str) -> None:
         {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}], "rejected": ["B", "C"]},
     ],
 )
-def test_rejected_may_be_a_list(row: Row, tmp_path: Path) -> None:
+def test_rejected_answers_may_be_a_list(row: Row, tmp_path: Path) -> None:
     text = json.dumps(row)
     rows = [json.loads(text.replace('"Q"', f'"Q{i}"')) for i in range(9)]
     examples = load(write_lines(tmp_path / "a.jsonl", rows))
@@ -181,7 +184,7 @@ TWO_TARGETS: list[tuple[Row, str, str]] = [
 
 
 @pytest.mark.parametrize(("row", "used", "other"), TWO_TARGETS[:5])
-def test_two_possible_targets_log_which_is_used(
+def test_row_with_two_possible_targets_logs_the_used_column(
     row: Row, used: str, other: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = [json.loads(json.dumps(row).replace('"Q"', f'"Q{i}"')) for i in range(9)]
@@ -190,13 +193,15 @@ def test_two_possible_targets_log_which_is_used(
     assert f"'{used}' is the target; ignored another text in '{other}' of 9 rows" in caplog.text
 
 
-def test_chat_that_ends_with_the_user_has_one_target(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_chat_that_ends_with_the_user_takes_its_target_from_chosen(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     rows = [{"messages": [{"role": "user", "content": f"Q{i}"}], "chosen": "A", "rejected": "B"} for i in range(9)]
     load(write_lines(tmp_path / "a.jsonl", rows))
     assert caplog.messages == []
 
 
-def test_import_row_with_two_lists_of_responses_refused(tmp_path: Path) -> None:
+def test_import_row_with_two_lists_of_responses_raises(tmp_path: Path) -> None:
     rows = [{"prompt": "Q", "target": "A", "responses": ["B"], "negatives": ["C"]}]
     with pytest.raises(UserError, match="line 1: 'responses' and 'negatives'"):
         _ = Import(None, 100, 0, path=str(write_lines(tmp_path / "a.jsonl", rows))).samples
@@ -232,7 +237,7 @@ def test_rendered_dialogue_of_the_public_rows_is_split() -> None:
         assert example.target.startswith("A ")
 
 
-def test_rendered_dialogue_and_the_same_in_chosen_are_one_prompt() -> None:
+def test_rendered_dialogue_in_prompt_and_in_chosen_give_the_same_prompt() -> None:
     rows = [{"prompt": DIALOGUE, "target": "A pear."}, {"chosen": f"{DIALOGUE} A pear.", "rejected": f"{DIALOGUE} B."}]
     assert prompt_of(rows[0]) == prompt_of(rows[1]) == prompt_of({"prompt": DIALOGUE, "responses": []})
 
@@ -255,7 +260,7 @@ def test_rendered_dialogue_and_the_same_in_chosen_are_one_prompt() -> None:
         "User: Hi\n\nAssistant:",
     ],
 )
-def test_prompt_rendered_by_another_template_refused_by_name(prompt: str) -> None:
+def test_prompt_rendered_by_a_chat_template_raises_and_names_messages(prompt: str) -> None:
     with pytest.raises(RowError, match="rendered by a template") as caught:
         prompt_of({"prompt": prompt, "target": "A pear."})
     assert "messages" in caught.value.fix

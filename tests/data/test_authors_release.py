@@ -1,4 +1,4 @@
-"""The authors' release, in hand-written rows of the reference implementation's format."""
+"""Test reading the authors' release, from hand-written rows in the format of the reference implementation."""
 
 import json
 import logging
@@ -33,9 +33,12 @@ def write(file: Path, rows: list[Row]) -> Path:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Write twelve prompts with two pairs each, in two files, and nine evaluation prompts; one prompt is in both."""
+    """Write training rows of twelve prompts, and nine evaluation prompts. Prompt 11 is in both.
+
+    In Self-Contrast_2, each prompt has two pairs, and the rows are in two files.
+    """
     folder = tmp_path / "data" / "HH-RLHF"
-    pairs = [pair(i, f"No {i}{way}.", HISTORY if i == 3 else []) for i in range(12) for way in "ab"]
+    pairs = [pair(i, f"No {i}{letter}.", HISTORY if i == 3 else []) for i in range(12) for letter in "ab"]
     write(folder / "Self-Contrast_2" / "a.jsonl", pairs[:10])
     write(folder / "Self-Contrast_2" / "b.jsonl", pairs[10:])
     write(folder / "DPO" / "train.jsonl", [pair(i, f"Bad {i}.") for i in range(12)])
@@ -56,7 +59,7 @@ def training_examples(source: Release) -> dict[str, Example]:
 def test_pairs_of_a_prompt_are_one_example(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         loaded = training_examples(release(root))
-    assert set(loaded) == {f"Answer {i}." for i in range(11)}  # 11 is a prompt of the evaluation
+    assert set(loaded) == {f"Answer {i}." for i in range(11)}  # prompt 11 is an evaluation prompt
     assert loaded["Answer 5."].prompt == [{"role": "user", "content": "Q5?"}]
     assert loaded["Answer 5."].rejected == "No 5a."
     assert [message["content"] for message in loaded["Answer 3."].prompt] == ["the cat?", "a dog", "Q3?"]
@@ -64,13 +67,13 @@ def test_pairs_of_a_prompt_are_one_example(root: Path, caplog: pytest.LogCapture
     assert "data.train: removed 1 rows whose prompt is in data.test" in caplog.messages
 
 
-def test_test_split_has_the_evaluations_prompts(root: Path) -> None:
+def test_test_split_has_the_evaluation_prompts(root: Path) -> None:
     test = release(root).load()["test"]
     assert [(e.prompt[0]["content"], e.target) for e in test] == [(f"Q{i}?", f"Answer {i}.") for i in range(11, 20)]
 
 
 @pytest.mark.parametrize(("rows", "rejected"), [("DPO", "Bad 4."), ("SFT", "")])
-def test_baseline_rows_are_read(root: Path, rows: str, rejected: str) -> None:
+def test_dpo_and_sft_rows_are_read(root: Path, rows: str, rejected: str) -> None:
     assert training_examples(release(root, rows))["Answer 4."].rejected == rejected
 
 
@@ -81,13 +84,13 @@ def test_import_and_pairs_read_the_releases_negatives(root: Path, tmp_path: Path
     importer = Import(None, 120, 0, path=str(root / "HH-RLHF" / "Self-Contrast_2"))
     assert importer.samples == 2
     importer.check(examples)
-    for name, generator in (("k", importer), ("one", Pairs(None, 120, 0))):
+    for name, generator in (("import", importer), ("pairs", Pairs(None, 120, 0))):
         (tmp_path / name).mkdir()
         generator.generate(tmp_path / name, policy, examples, Local(1, 1), "cpu")
     numbers = {example.id: int(example.target[7:-1]) for example in examples}
-    imported = {numbers[name]: [c.text for c in rows] for name, rows in candidates_by_prompt(tmp_path / "k")}
+    imported = {numbers[name]: [c.text for c in rows] for name, rows in candidates_by_prompt(tmp_path / "import")}
     assert imported == {n: [f"No {n}a.", f"No {n}b."] for n in numbers.values()}
-    paired = {numbers[name]: [c.text for c in rows] for name, rows in candidates_by_prompt(tmp_path / "one")}
+    paired = {numbers[name]: [c.text for c in rows] for name, rows in candidates_by_prompt(tmp_path / "pairs")}
     assert paired == imported
 
 

@@ -40,13 +40,13 @@ def users(example: Example) -> list[str]:
     return [message["content"] for message in example.prompt if message["role"] == "user"]
 
 
-def test_splits_have_their_sizes_and_equal_shares_of_the_families() -> None:
+def test_splits_have_requested_sizes_and_equally_many_examples_per_family() -> None:
     for split in SPLITS:
-        shares = Counter(example.category for example in DATA[split])
-        assert shares == dict.fromkeys(FAMILIES, SETTINGS[split] // 8)
+        counts = Counter(example.category for example in DATA[split])
+        assert counts == dict.fromkeys(FAMILIES, SETTINGS[split] // 8)
 
 
-def test_dialogues_are_a_quarter_and_end_with_the_user_message() -> None:
+def test_a_quarter_of_train_is_dialogues_and_prompts_end_with_the_user() -> None:
     dialogues = [example for example in DATA["train"] if example.turns]
     assert 0.2 < len(dialogues) / len(DATA["train"]) < 0.3
     for example in DATA["train"]:
@@ -87,14 +87,14 @@ def test_rejected_answers_have_a_wrong_slot() -> None:
 
 
 def test_rejected_answers_are_noisier_than_targets_but_not_always_worse() -> None:
-    """Clean targets are always better than their rejected answers; noisy ones are sometimes worse."""
+    """Clean targets never score less than their rejected answers. Noisy targets sometimes do."""
 
-    def worse(examples: list[Example]) -> float:
+    def fraction_worse(examples: list[Example]) -> float:
         scores = [(BuiltinVerifier().score(e, e.target), BuiltinVerifier().score(e, e.rejected)) for e in examples]
         return sum(rejected > target for target, rejected in scores) / len(scores)
 
-    assert worse(HELD_OUT) == 0
-    assert 0 < worse(DATA["train"]) < 0.2
+    assert fraction_worse(HELD_OUT) == 0
+    assert 0 < fraction_worse(DATA["train"]) < 0.2
 
 
 def test_rejected_noise_changes_only_rejected_answers() -> None:
@@ -148,7 +148,7 @@ def test_thirty_two_draws_leave_enough_distinct_responses_for_sixteen_negatives(
     assert sum(count >= 22 for count in distinct) >= 0.9 * len(distinct)
 
 
-def test_coding_targets_compute_what_the_prompt_says() -> None:
+def test_coding_targets_compute_the_function_of_the_prompt() -> None:
     verbs = {"add": int.__add__, "subtract": int.__sub__, "multipl": int.__mul__}
     for example in family("coding"):
         steps = re.findall(r"(add|subtract|multipl)\D+(\d+)", users(example)[0])
@@ -183,7 +183,7 @@ def test_math_targets_are_true_and_use_the_numbers_of_the_prompt() -> None:
             assert sorted([a, b]) == sorted(re.findall(r"\d+", users(example)[0]))
 
 
-def test_extraction_targets_hold_what_the_note_says() -> None:
+def test_extraction_targets_contain_the_values_of_the_note() -> None:
     for example in family("extraction"):
         want = json.loads(example.reference)["turns"][-1]["want"]
         for field, (value,) in want.items():
@@ -198,15 +198,15 @@ def test_facts_in_test_occur_in_training(name: str) -> None:
         turns = json.loads(example.reference)["turns"]
         return {(t["want"]["entity"][0], key) for t in turns for key in t["want"] if key != "entity"}
 
-    # A fact is drawn eleven times on average here, fifteen times with the shipped settings.
+    # Training draws each fact 11 times on average with these settings, and 17 times with the shipped settings.
     train = Builtin(**SETTINGS | {"train": 8000}).load()["train"]
     trained = set().union(*map(facts, family(name, train)))
     missing = [fact for example in family(name) for fact in facts(example) if fact not in trained]
     assert missing == []
 
 
-def test_no_slot_value_contains_another() -> None:
-    # Else, without a matching template, a right value would be found in a wrong one.
+def test_no_slot_value_contains_another_value() -> None:
+    # Otherwise, in a response that matches no template, the verifier would find a right value inside a wrong value.
     for form in FORMS.values():
         for slot in form.slots.values():
             assert len(set(slot.pool)) == len(slot.pool)
@@ -228,6 +228,6 @@ def test_too_many_prompts_raise() -> None:
 
 def test_config_has_every_setting() -> None:
     config = yaml.safe_load((ROOT / "conf/data/builtin.yaml").read_text())
-    assert config.pop("defaults")  # the verifier, a group of its own
+    assert config.pop("defaults")  # the verifier has its own config group
     assert config.pop("_target_") == f"{Builtin.__module__}.{Builtin.__name__}"
     assert Builtin(**config).fingerprint().items() >= config.items()

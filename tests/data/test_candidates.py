@@ -1,4 +1,4 @@
-"""Files of candidates and negatives, and invalid decodings."""
+"""Test writing and reading candidates and negatives, and the checks of decoding settings."""
 
 import tempfile
 from array import array
@@ -62,17 +62,17 @@ def test_read_negatives_groups_by_prompt_in_rank_order(tmp_path: Path) -> None:
     ids=str,
 )
 def test_decoding_with_invalid_values_raises(wrong: dict[str, Any]) -> None:
-    fine: dict[str, Any] = {"samples": 1, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 1, "max_length": 1}
-    Decoding(**fine)
+    valid: dict[str, Any] = {"samples": 1, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 1, "max_length": 1}
+    Decoding(**valid)
     with pytest.raises(UserError, match=next(iter(wrong))):
-        Decoding(**{**fine, **wrong})
+        Decoding(**{**valid, **wrong})
 
 
 # --- reading whole prompts
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=8), st.integers(1, 9))
-def test_whole_prompts_splits_no_prompt_and_loses_none(sizes: list[int], rows: int) -> None:
+def test_whole_prompts_neither_splits_nor_loses_a_prompt(sizes: list[int], rows: int) -> None:
     texts_of = {f"p{i}": [f"{i} {k}" for k in range(size)] for i, size in enumerate(sizes)}
     candidates = [Candidate(n, k, t, [k], "stop", 0.0) for n, ts in texts_of.items() for k, t in enumerate(ts)]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Row formats, in every file format."""
+"""Test that rows of every row format are read from files of every file format."""
 
 import json
 import logging
@@ -17,13 +17,13 @@ CONTAINERS = [".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet"]
 
 
 @pytest.mark.parametrize("suffix", CONTAINERS)
-def test_chinese_and_emoji_in_every_file_format(tmp_path: Path, suffix: str) -> None:
+def test_chinese_and_emoji_are_read_from_every_file_format(tmp_path: Path, suffix: str) -> None:
     rows = [{"prompt": f"第{i}个问题？\u2028🙂", "completion": f"答案 {i} 👩‍🚀"} for i in range(9)]
     parsed = examples(write(tmp_path / f"data{suffix}", rows))
     assert {(e.prompt[0]["content"], e.target) for e in parsed} == {(r["prompt"], r["completion"]) for r in rows}
 
 
-def test_openai_and_sharegpt_rows_parse_alike(tmp_path: Path) -> None:
+def test_openai_and_sharegpt_rows_give_equal_examples(tmp_path: Path) -> None:
     openai = {
         "messages": [
             {"role": "system", "content": "Be brief."},
@@ -62,12 +62,14 @@ def test_chat_that_ends_with_the_user_uses_chosen_and_rejected(tmp_path: Path) -
 
 @pytest.mark.parametrize("column", ["output", "response"])
 @pytest.mark.parametrize(("extra", "content"), [("", "Add."), ("  ", "Add."), (None, "Add."), ("1 2", "Add.\n\n1 2")])
-def test_alpaca_joins_a_nonempty_input(tmp_path: Path, column: str, extra: str | None, content: str) -> None:
+def test_alpaca_prompt_joins_instruction_and_nonempty_input(
+    tmp_path: Path, column: str, extra: str | None, content: str
+) -> None:
     example = parse_one(tmp_path, {"instruction": "Add.", "input": extra, column: "3"})
     assert (example.prompt, example.target) == ([user(content)], "3")
 
 
-def test_alpaca_reads_system_and_history(tmp_path: Path) -> None:
+def test_alpaca_prompt_includes_system_and_history(tmp_path: Path) -> None:
     row = {"instruction": "And 2?", "output": "3", "system": "Count.", "history": [["And 1?", "2"]]}
     example = parse_one(tmp_path, row)
     system = Message(role="system", content="Count.")
@@ -77,7 +79,7 @@ def test_alpaca_reads_system_and_history(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("output", "target", "rejected"), [(["3", "4"], "3", "4"), (["3", " "], "3", ""), (["3"], "3", "")]
 )
-def test_alpaca_output_may_be_chosen_and_rejected(
+def test_alpaca_output_may_list_target_and_rejected_answer(
     tmp_path: Path, output: list[str], target: str, rejected: str
 ) -> None:
     example = parse_one(tmp_path, {"instruction": "Add.", "output": output})
@@ -92,7 +94,7 @@ def test_alpaca_preference_rows_use_chosen_as_target(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("prompt", ["Hi", [user("Hi")]])
 @pytest.mark.parametrize("completion", ["Hello", [assistant("Hello")], [user("Hi"), assistant("Hello")]])
-def test_prompt_and_completion_as_text_or_messages(tmp_path: Path, prompt: Any, completion: Any) -> None:
+def test_prompt_and_completion_may_be_text_or_messages(tmp_path: Path, prompt: Any, completion: Any) -> None:
     rows = [{"prompt": prompt, "completion": completion}, *pairs(7)]
     parsed = [e for e in examples(write(tmp_path / "d.jsonl", rows)) if e.target == "Hello"]
     assert [e.prompt for e in parsed] == [[user("Hi")]]
@@ -113,21 +115,21 @@ def test_dialogues_are_split_into_turns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rejected", [hh("Hey", "No"), hh("Hi", "No", "more"), "nothing"])
-def test_rejected_of_another_prompt_is_dropped(tmp_path: Path, rejected: str) -> None:
+def test_rejected_answer_to_another_prompt_is_dropped(tmp_path: Path, rejected: str) -> None:
     example = parse_one(tmp_path, {"chosen": hh("Hi", "Hello"), "rejected": rejected})
     assert (example.target, example.rejected) == ("Hello", "")
 
 
-def test_odd_dialogues_are_counted_by_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_malformed_dialogues_are_counted_by_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     good = [{"chosen": hh(f"Hi {i}", "Hello"), "rejected": hh(f"Hi {i}", "No")} for i in range(8)]
-    odd = [
+    malformed = [
         hh("a", "b", "c"),
         hh("a", " "),
         "\n\nHuman: a\n\nHuman: b\n\nAssistant: c",
         "\n\nAssistant: a",
         "\n\nHuman: a\n\nHuman: b\n\nAssistant: c",
     ]
-    rows = [{"chosen": text, "rejected": hh("a", "b")} for text in odd] + good
+    rows = [{"chosen": text, "rejected": hh("a", "b")} for text in malformed] + good
     with caplog.at_level(logging.WARNING, logger="selfcontrast.data.jsonl"):
         assert len(examples(write(tmp_path / "d.jsonl", rows))) == 8
     (message,) = caplog.messages
@@ -152,13 +154,13 @@ def test_optional_columns_are_kept_as_text(tmp_path: Path) -> None:
     ]
 
 
-# Without blank text and surrogates, which have their own tests.
-words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(lambda text: text.strip())
-dialogues = st.lists(words, min_size=2, max_size=6).filter(lambda turns: len(turns) % 2 == 0)
+# Blank text and surrogates are excluded, because they have their own tests.
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(lambda text: text.strip())
+dialogues = st.lists(texts, min_size=2, max_size=6).filter(lambda turns: len(turns) % 2 == 0)
 
 
-# hh-rlhf's format cannot express speaker marks inside a turn, or white space around it.
-hh_words = words.map(str.strip).filter(lambda text: "Human:" not in text and "Assistant:" not in text)
+# hh-rlhf's format cannot express speaker marks inside a turn, or white space around a turn.
+hh_texts = texts.map(str.strip).filter(lambda text: "Human:" not in text and "Assistant:" not in text)
 
 
 def messages(turns: list[str]) -> list[Message]:
@@ -185,7 +187,7 @@ WRITERS: dict[str, Callable[[list[str]], Row]] = {
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_every_format_round_trips(tmp_path: Path, form: str, suffix: str, data: st.DataObject) -> None:
-    turns = st.lists(hh_words, min_size=2, max_size=6).filter(lambda t: len(t) % 2 == 0)
+    turns = st.lists(hh_texts, min_size=2, max_size=6).filter(lambda t: len(t) % 2 == 0)
     drawn_dialogues = data.draw(
         st.lists(
             turns if form == "dialogues" else dialogues,

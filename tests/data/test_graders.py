@@ -1,4 +1,4 @@
-"""Verifiers that read a column of the data: hand-computed cases and properties."""
+"""Test verifiers that read a column of the data, with hand-computed cases and properties."""
 
 import json
 from decimal import Decimal
@@ -32,7 +32,7 @@ def example(answer: str) -> Example:
     [
         ("She has 48/2 = 24 left, so 72.", "72"),
         ("#### 72", "72"),
-        ("It is 5.\n#### 72 or 80", "72"),  # the first after the mark
+        ("It is 5.\n#### 72 or 80", "72"),  # the first number after the mark
         ("#### 1\n#### 2", "1"),
         ("The answer is $1,200.50.", "1200.5"),
         ("1,234,567 in all", "1234567"),
@@ -51,14 +51,14 @@ def example(answer: str) -> Example:
         ("**42**", "42"),
         (r"\boxed{42}", "42"),
         ("the 20th, 5km away", "5"),
-        ("3,4,5", "5"),  # a list: no thousands
+        ("3,4,5", "5"),  # a list, not a number with thousands separators
         ("12,34", "34"),
         ("5 molecules of H2O", "5"),
         ("version 1.5.2", "1.5"),
         ("72\n", "72"),
     ],
 )
-def test_final_number_of_a_text(text: str, number: str) -> None:
+def test_final_number_of_text_equals_number_read_by_hand(text: str, number: str) -> None:
     assert final_number(text) == Decimal(number)
     assert FinalNumber().score(example(number), text) == 1.0
     assert FinalNumber().score(example("#### " + number), text) == 1.0
@@ -67,7 +67,7 @@ def test_final_number_of_a_text(text: str, number: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "seventy-two", "H2O", ". . .", "$", "-", "of 5: #### none", "5 ####"])
 def test_text_without_a_final_number_scores_0(text: str) -> None:
-    """A number before the mark is not the answer."""
+    """A number before "####" is not the answer."""
     assert final_number(text) is None
     assert FinalNumber().score(example("5"), text) == 0.0
 
@@ -77,7 +77,7 @@ prose = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 
 @given(decimals, st.sampled_from(["", "$", "€"]), st.sampled_from(["", ".", "%", " dollars.", "\n"]), prose)
-def test_final_number_of_every_spelling(number: Decimal, money: str, end: str, before: str) -> None:
+def test_final_number_reads_every_spelling_of_a_number(number: Decimal, money: str, end: str, before: str) -> None:
     sign, digits = ("-", f"{-number:,}") if number < 0 else ("", f"{number:,}")
     for written in (f"{number}", f"{sign}{money}{digits}", f"{money}{sign}{digits}"):
         assert final_number(f"{before.replace('#', '')} so {written}{end}") == number
@@ -109,7 +109,7 @@ def test_final_number_scores_1_only_if_equal(number: Decimal, other: Decimal) ->
         ("", 0, 0),
     ],
 )
-def test_text_graders_with_case(response: str, exact: int, contains: int) -> None:
+def test_text_graders_distinguish_case(response: str, exact: int, contains: int) -> None:
     assert ExactMatch(ignore_case=False).score(example("Paris"), response) == exact
     assert Contains(ignore_case=False).score(example("Paris"), response) == contains
 
@@ -118,13 +118,13 @@ def test_text_graders_ignore_case_and_kind_of_white_space() -> None:
     assert ExactMatch(ignore_case=True).score(example("New York"), "NEW\n york") == 1
     assert Contains(ignore_case=True).score(example("New York"), "it is new\nyork!") == 1
     assert Contains(ignore_case=True).score(example("5"), "15 or 51") == 0
-    assert Contains(ignore_case=True).score(example("C++ (or so)"), "I like c++ (or so).") == 1  # no pattern
+    assert Contains(ignore_case=True).score(example("C++ (or so)"), "I like c++ (or so).") == 1  # no pattern, but text
 
 
 # --- checks before any compute
 
 
-def rows(file: Path, answers: list[object]) -> Jsonl:
+def jsonl_source(file: Path, answers: list[object]) -> Jsonl:
     file.write_text(
         "".join(json.dumps({"prompt": f"{i}?", "target": "t", "gold": a}) + "\n" for i, a in enumerate(answers))
     )
@@ -132,7 +132,7 @@ def rows(file: Path, answers: list[object]) -> Jsonl:
 
 
 def test_answer_column_fills_answer(tmp_path: Path) -> None:
-    source = rows(tmp_path / "d.jsonl", ["1", 2, 3.5, "four 4", "5", "6", "7", "#### 8"])
+    source = jsonl_source(tmp_path / "d.jsonl", ["1", 2, 3.5, "four 4", "5", "6", "7", "#### 8"])
     splits = source.load()
     answers = {e.prompt[0]["content"]: e.answer for examples in splits.values() for e in examples}
     assert [answers[f"{i}?"] for i in range(8)] == ["1", "2", "3.5", "four 4", "5", "6", "7", "#### 8"]
@@ -154,7 +154,7 @@ def test_answer_column_fills_answer(tmp_path: Path) -> None:
 def test_check_examples_names_the_line_of_an_ungradable_row(
     answer: object, verifier: FinalNumber | ExactMatch | Contains, reason: str, tmp_path: Path
 ) -> None:
-    source = rows(tmp_path / "d.jsonl", ["1"] * 5 + [answer] + ["1"] * 4)
+    source = jsonl_source(tmp_path / "d.jsonl", ["1"] * 5 + [answer] + ["1"] * 4)
     splits = source.load()
     with pytest.raises(UserError, match=rf"cannot grade the row \w+ \(line 6 of .*d\.jsonl\).*{reason}"):
         check_examples(verifier, source, splits)
@@ -164,33 +164,33 @@ def test_check_examples_names_the_line_of_an_ungradable_row(
 def test_answer_of_another_type_raises(tmp_path: Path) -> None:
     for answer in (True, [1], {"a": 1}):
         with pytest.raises(UserError, match=r"line 3: 'gold' must be text"):
-            rows(tmp_path / "d.jsonl", ["1", "2", answer, *"345678"]).load()
+            jsonl_source(tmp_path / "d.jsonl", ["1", "2", answer, *"345678"]).load()
 
 
 def test_builtin_verifier_refuses_other_data(tmp_path: Path) -> None:
     data = Builtin(16, 8, 8, 0.1, 0.1, 0.2, 1)
     check_examples(BuiltinVerifier(), data, data.load())
-    source = rows(tmp_path / "d.jsonl", ["1"] * 10)
+    source = jsonl_source(tmp_path / "d.jsonl", ["1"] * 10)
     with pytest.raises(UserError, match=r"BuiltinVerifier cannot grade the row .*verifier=none"):
         check_examples(BuiltinVerifier(), source, source.load())
 
 
-def job(file: Path, *overrides: str) -> DictConfig:
+def config_of(file: Path, *overrides: str) -> DictConfig:
     return composed(
         "data=jsonl", f"data.path={file}", "encoder=lexical", "tracking=none", f"output={file.parent}", *overrides
     )
 
 
 def test_configure_refuses_rows_without_answers(tmp_path: Path) -> None:
-    source = rows(tmp_path / "d.jsonl", [str(i) for i in range(9)])
+    source = jsonl_source(tmp_path / "d.jsonl", [str(i) for i in range(9)])
     graded = ("verifier=final_number", "data.answer_column=gold")
-    assert configure(job(Path(source.path), *graded)).grader == FinalNumber()
-    assert configure(job(Path(source.path))).grader is None
+    assert configure(config_of(Path(source.path), *graded)).grader == FinalNumber()
+    assert configure(config_of(Path(source.path))).grader is None
     with pytest.raises(UserError, match=r"line \d of .*data\.answer_column"):
-        configure(job(Path(source.path), "verifier=final_number"))
+        configure(config_of(Path(source.path), "verifier=final_number"))
     with pytest.raises(UserError, match=r"LowestScored needs scores"):
-        configure(job(Path(source.path), "filter=oracle"))
-    assert configure(job(Path(source.path), "filter=oracle", *graded)).grader == FinalNumber()
+        configure(config_of(Path(source.path), "filter=oracle"))
+    assert configure(config_of(Path(source.path), "filter=oracle", *graded)).grader == FinalNumber()
 
 
 @pytest.mark.parametrize(
@@ -206,20 +206,20 @@ def test_configure_refuses_rows_without_answers(tmp_path: Path) -> None:
         (("+experiment=gsm8k_laptop", "verifier=exact_match"), "ExactMatch"),
     ],
 )
-def test_verifier_defaults_to_the_datas_and_can_be_overridden(overrides: tuple[str, ...], verifier: str) -> None:
+def test_verifier_defaults_to_that_of_the_data_and_can_be_overridden(overrides: tuple[str, ...], verifier: str) -> None:
     assert type(build(composed(*overrides).verifier, "verifier")).__name__ == verifier
 
 
-# --- GSM8K itself
+# --- the real GSM8K
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_gsm8k_solutions_are_right_for_their_own_number_only(split: str) -> None:
-    """Reference: the number after the mark as OpenAI's own pattern reads it, with digits, commas and a sign."""
+def test_gsm8k_solutions_are_right_only_if_their_numbers_are_equal(split: str) -> None:
+    """Compare with the number after "####" without its commas, as OpenAI's code for GSM8K reads it."""
     solutions = [json.loads(line)["answer"] for line in shared_data("gsm8k", f"{split}.jsonl").read_text().splitlines()]
     numbers = [Decimal(solution.rsplit("#### ", 1)[1].replace(",", "")) for solution in solutions]
     for i, solution in enumerate(solutions):
-        other = i - 1
+        previous = i - 1
         assert FinalNumber().score(example(solution), solution) == 1.0
         assert FinalNumber().score(example(solution), f"The answer is ${numbers[i]:,}.") == 1.0
-        assert FinalNumber().score(example(solution), solutions[other]) == float(numbers[i] == numbers[other])
+        assert FinalNumber().score(example(solution), solutions[previous]) == float(numbers[i] == numbers[previous])

@@ -1,4 +1,4 @@
-"""GSM8K from a folder of the authors' files, from a copy of the hub's folder, and from single files."""
+"""Test that GSM8K is read from a folder of the authors' files, a copy of the hub's folder, or single files."""
 
 import json
 from pathlib import Path
@@ -42,15 +42,15 @@ def by_prompt(splits: Any) -> dict[str, Example]:
     return {e.prompt[0]["content"]: e for examples in splits.values() for e in examples}
 
 
-def test_rows_give_question_solution_and_number(folder: Path) -> None:
+def test_row_gives_prompt_target_and_answer(folder: Path) -> None:
     splits = gsm8k(f"data.root={folder}", "data.validation=0.2").load()
     assert len(splits["test"]) == 12
-    assert len(splits["train"]) + len(splits["validation"]) == 39  # without the one in test
+    assert len(splits["train"]) + len(splits["validation"]) == 39  # without the problem that is also in test
     assert splits["validation"]
     example = by_prompt(splits)["Half of 6,000?"]
     assert (example.target, example.answer) == ("It is 6,000/2 = 3,000.\n#### 3,000", "3,000")
-    kept = by_prompt(gsm8k(f"data.root={folder}", "data.calculations=true").load())["Half of 6,000?"]
-    assert (kept.target, kept.answer) == ("It is 6,000/2 = <<6,000/2=3,000>>3,000.\n#### 3,000", "3,000")
+    unchanged = by_prompt(gsm8k(f"data.root={folder}", "data.calculations=true").load())["Half of 6,000?"]
+    assert (unchanged.target, unchanged.answer) == ("It is 6,000/2 = <<6,000/2=3,000>>3,000.\n#### 3,000", "3,000")
 
 
 def test_limit_applies_to_each_split(folder: Path) -> None:
@@ -67,7 +67,7 @@ def test_fingerprint_is_independent_of_paths(folder: Path) -> None:
     assert gsm8k(f"data.root={folder}", "data.calculations=true").fingerprint() != by_root.fingerprint()
 
 
-def test_copy_of_the_hubs_folder_is_read(folder: Path, tmp_path: Path) -> None:
+def test_copy_of_the_hubs_folder_gives_the_same_examples(folder: Path, tmp_path: Path) -> None:
     for split, numbers in (("train", range(1, 41)), ("test", range(40, 52))):
         write(tmp_path / "hub/openai/gsm8k/main" / f"{split}.jsonl", numbers)
     assert gsm8k(f"data.root={tmp_path / 'hub'}").load() == gsm8k(f"data.root={folder}").load()
@@ -78,7 +78,7 @@ def test_verifier_is_final_number_by_default(folder: Path) -> None:
     assert composed("data=gsm8k", "verifier=none").verifier._target_ == "selfcontrast.data.graders.NoVerifier"
 
 
-def test_all_problems_are_read_and_gradable(tmp_path: Path) -> None:
+def test_all_real_problems_are_read_and_gradable(tmp_path: Path) -> None:
     source = gsm8k(f"data.root={shared_data('gsm8k')}")
     splits = source.load()
     assert len(splits["test"]) == 1319

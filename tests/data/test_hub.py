@@ -1,4 +1,4 @@
-"""Published data sets, from hand-written copies in the formats of the hub."""
+"""Test reading published data sets, from hand-written copies in the formats of the hub."""
 
 import gzip
 import json
@@ -35,13 +35,13 @@ def all_examples(source: Hub) -> list[Example]:
     return [example for split in source.load().values() for example in split]
 
 
-def lines(file: Path, rows: list[Row]) -> Path:
+def write_lines(file: Path, rows: list[Row]) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
     return file
 
 
-def parquet(file: Path, rows: list[Row]) -> Path:
+def write_parquet(file: Path, rows: list[Row]) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), file)
     return file
@@ -58,12 +58,12 @@ def hh(question: str, good: str, bad: str, before: str = "") -> Row:
 TALK = "\n\nHuman: Hello.\n\nAssistant: Hi: what now?"
 
 
-def test_hh_rlhf_folders_are_read_together_and_split_into_turns(tmp_path: Path) -> None:
+def test_hh_rlhf_reads_all_folders_and_splits_dialogues_into_turns(tmp_path: Path) -> None:
     copy = tmp_path / "Anthropic" / "hh-rlhf"
     rows = [hh(f"Question {i}?", f"Good {i}.", f"Bad {i}.") for i in range(20)]
-    lines(copy / "harmless-base" / "train.jsonl.gz", rows[:10])
-    lines(copy / "helpful-base" / "train.jsonl.gz", [*rows[10:], hh("And?", "Well: so.", "No.", before=TALK)])
-    lines(copy / "harmless-base" / "test.jsonl.gz", [hh("Test?", "Yes.", "No.")] * 3)
+    write_lines(copy / "harmless-base" / "train.jsonl.gz", rows[:10])
+    write_lines(copy / "helpful-base" / "train.jsonl.gz", [*rows[10:], hh("And?", "Well: so.", "No.", before=TALK)])
+    write_lines(copy / "harmless-base" / "test.jsonl.gz", [hh("Test?", "Yes.", "No.")] * 3)
     loaded = {example.target: example for example in all_examples(hub(part("Anthropic/hh-rlhf"), root=str(tmp_path)))}
     assert len(loaded) == 21
     assert loaded["Good 3."].prompt == [{"role": "user", "content": "Question 3?"}]
@@ -73,8 +73,8 @@ def test_hh_rlhf_folders_are_read_together_and_split_into_turns(tmp_path: Path) 
     assert {example.target for example in all_examples(harmless)} == {f"Good {i}." for i in range(10)}
 
 
-def test_odd_rows_are_counted_by_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    odd = [
+def test_malformed_rows_are_dropped_and_counted_by_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    others = [
         {"chosen": "Human: no.\n\nAssistant: x", "rejected": "x"},
         hh("An empty answer", "", "x"),
         {"chosen": "\n\nHuman: a\n\nHuman: b\n\nAssistant: c", "rejected": "x"},
@@ -83,7 +83,9 @@ def test_odd_rows_are_counted_by_reason(tmp_path: Path, caplog: pytest.LogCaptur
         hh("Question 0?", "Good 0.", "Another."),
         hh("Too long?", "Yes.", "No.", before=TALK),
     ]
-    file = lines(tmp_path / "train.jsonl.gz", [hh(f"Question {i}?", f"Good {i}.", "Bad.") for i in range(9)] + odd)
+    file = write_lines(
+        tmp_path / "train.jsonl.gz", [hh(f"Question {i}?", f"Good {i}.", "Bad.") for i in range(9)] + others
+    )
     with caplog.at_level(logging.WARNING):
         assert len(all_examples(hub(part(file, turns=1)))) == 9 + 1 + 1
     (message,) = caplog.messages
@@ -96,19 +98,19 @@ def test_odd_rows_are_counted_by_reason(tmp_path: Path, caplog: pytest.LogCaptur
 
 
 def test_longer_dialogues_are_cut_to_their_first_turns(tmp_path: Path) -> None:
-    """The target is then an answer inside the dialogue, which has no rejected answer."""
+    """The target of a cut dialogue is an answer inside the dialogue, for which the row has no rejected answer."""
     more = f"{TALK}\n\nHuman: And you?\n\nAssistant: Well."
     rows = [hh(f"Question {i}?", f"Good {i}.", f"Bad {i}.") for i in range(8)]
     rows += [hh("Bye?", "Bye.", "No.", before=more), hh("Hello.", "Hi: what now?", "Go away.")]
-    file = lines(tmp_path / "train.jsonl.gz", rows)
+    file = write_lines(tmp_path / "train.jsonl.gz", rows)
 
     def loaded(turns: int | None) -> dict[str, tuple[list[str], str, str]]:
         first = {example.prompt[0]["content"]: example for example in all_examples(hub(part(file, turns=turns)))}
         return {name: ([message["content"] for message in e.prompt], e.target, e.rejected) for name, e in first.items()}
 
     assert len(all_examples(hub(part(file)))) == 10
-    assert len(all_examples(hub(part(file, turns=1)))) == 9  # the two with the same first turn are one
-    assert loaded(1)["Hello."] == (["Hello."], "Hi: what now?", "Go away.")  # from the row of one turn
+    assert len(all_examples(hub(part(file, turns=1)))) == 9  # two rows have the same first turn and become one example
+    assert loaded(1)["Hello."] == (["Hello."], "Hi: what now?", "Go away.")  # from the row that has only one turn
     assert loaded(1)["Question 1?"] == (["Question 1?"], "Good 1.", "Bad 1.")
     longer = [e for e in all_examples(hub(part(file, turns=2))) if len(e.prompt) > 1]
     assert [([m["content"] for m in e.prompt], e.target, e.rejected) for e in longer] == [
@@ -124,32 +126,34 @@ def test_turns_limit_drops_a_row_with_two_user_messages_in_a_row(
         return {"messages": [{"role": role, "content": f"{start} {i}"} for i, role in enumerate(roles)]}
 
     rows = [chat(f"row {i}", "user", "assistant") for i in range(8)]
-    file = lines(tmp_path / "train.jsonl.gz", [*rows, chat("odd", "user", "user", "assistant")])
+    file = write_lines(tmp_path / "train.jsonl.gz", [*rows, chat("odd", "user", "user", "assistant")])
     with caplog.at_level(logging.WARNING):
         assert len(all_examples(hub(part(file, turns=1)))) == 8
     assert "one speaker twice in a row: 1" in caplog.text
 
 
-def test_public_hh_rlhf_dialogues() -> None:
-    """12 of 2,312 rows are odd or repeated. Cut to one turn, rows with the same first turn are repeated too."""
+def test_public_hh_rlhf_file_has_known_numbers_of_dialogues() -> None:
+    """12 of 2,312 rows are malformed or repeated. With `turns=1`, rows with the same first turn are repeated, too."""
     file = shared_data("hh_rlhf", "harmless-base_test.jsonl.gz")
     loaded = all_examples(hub(part(file)))
     assert len(loaded) == 2300
     single = all_examples(hub(part(file, turns=1)))
     assert {len(example.prompt) for example in single} == {1}
     dialogues = [(e.prompt, e.target) for e in loaded]
-    begin = {(prompt[0]["content"], [*prompt[1:2], {"content": target}][0]["content"]) for prompt, target in dialogues}
-    assert {(e.prompt[0]["content"], e.target) for e in single} == begin
-    assert len(single) == len(begin) < 2300
+    first_turns = {
+        (prompt[0]["content"], [*prompt[1:2], {"content": target}][0]["content"]) for prompt, target in dialogues
+    }
+    assert {(e.prompt[0]["content"], e.target) for e in single} == first_turns
+    assert len(single) == len(first_turns) < 2300
     assert sum(bool(example.rejected) for example in loaded) == 2299
     assert len({example.id for example in loaded}) == 2300
 
 
-# --- UltraChat, and the pairs that go with it
+# --- UltraChat and UltraFeedback
 
 
-def test_ultrachat_with_its_test_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A training row with a prompt of the test split is left out, and a row that ends with the user is odd."""
+def test_ultrachat_drops_training_rows_with_a_test_prompt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A training row is dropped if its prompt is in the test split, or if it ends with a message of the user."""
 
     def chat(number: int, *more: str) -> Row:
         texts = [f"Question {number}?", f"Answer {number}.", *more]
@@ -159,10 +163,10 @@ def test_ultrachat_with_its_test_split(tmp_path: Path, caplog: pytest.LogCapture
 
     copy = tmp_path / "HuggingFaceH4" / "ultrachat_200k" / "data"
     train = [chat(i) for i in range(30)] + [chat(30, "And then?", "Then this."), chat(31, "Cut short")]
-    parquet(copy / "train_sft-00000-of-00002-a1.parquet", train[:20])
-    parquet(copy / "train_sft-00001-of-00002-b2.parquet", train[20:])
-    parquet(copy / "test_sft-00000-of-00001-c3.parquet", [chat(i) for i in (29, *range(40, 50))])
-    parquet(copy / "train_gen-00000-of-00001-d4.parquet", [chat(99)])
+    write_parquet(copy / "train_sft-00000-of-00002-a1.parquet", train[:20])
+    write_parquet(copy / "train_sft-00001-of-00002-b2.parquet", train[20:])
+    write_parquet(copy / "test_sft-00000-of-00001-c3.parquet", [chat(i) for i in (29, *range(40, 50))])
+    write_parquet(copy / "train_gen-00000-of-00001-d4.parquet", [chat(99)])
     train_part = part("HuggingFaceH4/ultrachat_200k", split="train_sft")
     test_part = part("HuggingFaceH4/ultrachat_200k", split="test_sft")
     with caplog.at_level(logging.WARNING):
@@ -184,7 +188,7 @@ def test_split_off_a_test_set_with_nearly_all_training_prompts_is_refused() -> N
         split_off(prompts, prompts[:13], 0.1)
 
 
-def test_ultrafeedback_pairs(tmp_path: Path) -> None:
+def test_ultrafeedback_pairs_are_targets_and_rejected_answers(tmp_path: Path) -> None:
     def dialogue(number: int, answer: str) -> list[Row]:
         return [{"content": f"Q{number}", "role": "user"}, {"content": answer, "role": "assistant"}]
 
@@ -193,7 +197,7 @@ def test_ultrafeedback_pairs(tmp_path: Path) -> None:
         | {"messages": dialogue(i, "Good."), "score_chosen": 8.0, "score_rejected": 2.0}
         for i in range(10)
     ]
-    file = parquet(tmp_path / "uf" / "data" / "train_prefs-00000-of-00001.parquet", rows)
+    file = write_parquet(tmp_path / "uf" / "data" / "train_prefs-00000-of-00001.parquet", rows)
     loaded = all_examples(hub(part(file.parents[1], split="train_prefs")))
     assert {(e.prompt[0]["content"], e.target, e.rejected) for e in loaded} == {
         (f"Q{i}", "Good.", f"Bad {i}.") for i in range(10)
@@ -220,9 +224,9 @@ def test_nectar_best_answer_is_target_and_worst_is_rejected(ranks: list[float]) 
     assert (parsed.target, parsed.rejected) == ("answer 1.0", "answer 7.0")
 
 
-def test_nectar_folder_with_odd_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_nectar_malformed_rows_are_counted_by_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [ranked(f"\n\nHuman: Q{i}\n\nAssistant: ", (2.0, "worse"), (1.0, f"best {i}")) for i in range(9)]
-    odd = [
+    malformed = [
         ranked("\n\nHuman: Q\n\nAssistant: ", (1.0, " "), (2.0, "")),
         ranked("\n\nHuman: Q\n\nAssistant: ", (None, "a"), (2.0, "b")),
         ranked("\n\nHuman: Q\n\nAssistant: It holds this", (1.0, "a"), (2.0, "b")),
@@ -230,7 +234,7 @@ def test_nectar_folder_with_odd_rows(tmp_path: Path, caplog: pytest.LogCaptureFi
         ranked("Q", (1.0, "a"), (2.0, "b")),
     ]
     equal = ranked("\n\nHuman: The same twice\n\nAssistant: ", (1.0, "a"), (2.0, "a "))
-    parquet(tmp_path / "berkeley-nest" / "Nectar" / "data" / "rlaif.parquet", [*rows, *odd, equal])
+    write_parquet(tmp_path / "berkeley-nest" / "Nectar" / "data" / "rlaif.parquet", [*rows, *malformed, equal])
     with caplog.at_level(logging.WARNING):
         splits = hub(part("berkeley-nest/Nectar"), root=str(tmp_path)).load()
     loaded = {e.target: e.rejected for split in splits.values() for e in split}
@@ -250,14 +254,14 @@ def test_nectar_folder_with_odd_rows(tmp_path: Path, caplog: pytest.LogCaptureFi
 # --- fingerprints and errors
 
 
-def test_fingerprint_has_a_copys_content_or_the_hubs_commit(tmp_path: Path) -> None:
+def test_fingerprint_hashes_the_content_of_a_copy_or_the_hubs_commit(tmp_path: Path) -> None:
     rows = [hh(f"Question {i}?", "Good.", "Bad.") for i in range(9)]
     for name in ("one", "two"):
-        lines(tmp_path / name / "a" / "b" / "train.jsonl.gz", rows)
+        write_lines(tmp_path / name / "a" / "b" / "train.jsonl.gz", rows)
     copy, same = (hub(part("a/b"), root=str(tmp_path / name)).fingerprint() for name in ("one", "two"))
     assert copy == same
     assert str(tmp_path) not in json.dumps(copy)
-    lines(tmp_path / "two" / "a" / "b" / "train.jsonl.gz", rows[:8])
+    write_lines(tmp_path / "two" / "a" / "b" / "train.jsonl.gz", rows[:8])
     assert hub(part("a/b"), root=str(tmp_path / "two")).fingerprint() != copy
     pinned, other = (hub(part("a/b", revision=digit * 40)).fingerprint() for digit in "ab")
     assert pinned != other
@@ -275,12 +279,12 @@ def test_missing_or_unreadable_data_raises(tmp_path: Path) -> None:
         hub(part("nowhere.jsonl")).load()
     with pytest.raises(UserError, match=r"a/b does not exist.*data\.root=null"):
         hub(part("a/b"), root=str(tmp_path)).load()
-    parquet(tmp_path / "set" / "data" / "train-00000-of-00001.parquet", [{"question": "a"}])
+    write_parquet(tmp_path / "set" / "data" / "train-00000-of-00001.parquet", [{"question": "a"}])
     with pytest.raises(UserError, match=r"row 1: no known format has the columns question"):
         hub(part(tmp_path / "set")).load()
     with pytest.raises(UserError, match=r"data\.train\.path=.*set cannot be read \(.*nothing"):
         hub(part(tmp_path / "set", split="nothing")).load()
-    few = lines(tmp_path / "few.jsonl.gz", [hh(f"Question {i}?", "Good.", "Bad.") for i in range(7)])
+    few = write_lines(tmp_path / "few.jsonl.gz", [hh(f"Question {i}?", "Good.", "Bad.") for i in range(7)])
     with pytest.raises(UserError, match=r"fewer than 8 .* 7 usable rows"):
         hub(part(few)).load()
 

@@ -1,4 +1,4 @@
-"""Unusable files and rows raise errors with their location."""
+"""Test that unusable files and rows raise errors that name the file and, for a row, its line or number."""
 
 import gzip
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jsonl_rows import assistant, examples, pairs, refusal, source, user, write
+from jsonl_rows import assistant, examples, load_error, pairs, source, user, write
 
 from selfcontrast.data.jsonl import read_rows
 from selfcontrast.errors import UserError
@@ -39,7 +39,7 @@ BAD_ROWS = {
 def test_malformed_row_error_names_file_and_line(tmp_path: Path, message: str) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text("\n".join(map(json.dumps, [*pairs(2), BAD_ROWS[message], *pairs(9)])))
-    assert f"{path}, line 3: " in (text := refusal(path))
+    assert f"{path}, line 3: " in (text := load_error(path))
     assert message in text
     assert FIX.search(text)
 
@@ -47,7 +47,7 @@ def test_malformed_row_error_names_file_and_line(tmp_path: Path, message: str) -
 @pytest.mark.parametrize("suffix", [".json", ".parquet"])
 def test_error_in_array_or_parquet_names_the_row(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"d{suffix}", [*pairs(4), {"prompt": "q", "completion": ""}])
-    assert f"{path}, row 5: 'completion' is empty" in refusal(path)
+    assert f"{path}, row 5: 'completion' is empty" in load_error(path)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_error_in_array_or_parquet_names_the_row(tmp_path: Path, suffix: str) ->
 )
 def test_malformed_chat_raises(tmp_path: Path, last: Any, message: str) -> None:
     path = write(tmp_path / "d.jsonl", [{"messages": [user("q"), assistant("a")]}, {"messages": last}])
-    text = refusal(path)
+    text = load_error(path)
     assert "line 2: " in text
     assert message in text
 
@@ -71,16 +71,16 @@ def test_malformed_chat_raises(tmp_path: Path, last: Any, message: str) -> None:
 @pytest.mark.parametrize("history", [5, "text", [["one"]], [[1, 2]]])
 def test_malformed_history_raises(tmp_path: Path, history: Any) -> None:
     path = write(tmp_path / "d.jsonl", [{"instruction": "a", "output": "b", "history": history}])
-    assert "history" in refusal(path)
+    assert "history" in load_error(path)
 
 
 def test_repeated_id_raises(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", [{**row, "id": "same"} for row in pairs(2)])
-    assert "line 2: id 'same' is taken" in refusal(path)
+    assert "line 2: id 'same' is taken" in load_error(path)
 
 
-def test_unknown_columns_error_lists_the_accepted_ones(tmp_path: Path) -> None:
-    text = refusal(write(tmp_path / "d.jsonl", [{"question": "q", "answer": "a"}]))
+def test_unknown_columns_error_lists_the_accepted_columns(tmp_path: Path) -> None:
+    text = load_error(write(tmp_path / "d.jsonl", [{"question": "q", "answer": "a"}]))
     assert "question, answer" in text
     for accepted in (
         "messages",
@@ -119,18 +119,18 @@ def test_unknown_columns_error_lists_the_accepted_ones(tmp_path: Path) -> None:
 def test_unreadable_file_raises(tmp_path: Path, name: str, data: bytes, message: str) -> None:
     path = tmp_path / name
     path.write_bytes(data)
-    assert message in (text := refusal(path))
+    assert message in (text := load_error(path))
     assert FIX.search(text)
 
 
-def test_missing_file_or_folder_raises(tmp_path: Path) -> None:
-    assert "does not exist" in refusal(tmp_path / "none.jsonl")
-    assert "is a folder" in refusal(tmp_path)
+def test_path_that_is_missing_or_a_folder_raises(tmp_path: Path) -> None:
+    assert "does not exist" in load_error(tmp_path / "none.jsonl")
+    assert "is a folder" in load_error(tmp_path)
     with pytest.raises(UserError, match="does not exist"):
         source(tmp_path / "none.jsonl").fingerprint()
 
 
-def test_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> None:
+def test_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(json.dumps(row).encode() for row in pairs(8)))
     assert len(examples(path)) == 8
@@ -138,7 +138,7 @@ def test_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> None:
 
 def test_too_few_prompts_raise(tmp_path: Path) -> None:
     rows = [{"prompt": f"q{i % 7}", "completion": f"a{i}"} for i in range(20)]
-    assert "fewer than 8 different prompts in 20 usable rows" in refusal(write(tmp_path / "d.jsonl", rows))
+    assert "fewer than 8 different prompts in 20 usable rows" in load_error(write(tmp_path / "d.jsonl", rows))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Files that are edited while or after they are read: no artifact is stored under the wrong key."""
+"""Test that a file edited while or after it is read never leads to an artifact under a wrong key."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from selfcontrast.store.content import Content
 from tiny import policy_folder
 
 
-def lines(word: str) -> str:
+def jsonl_lines(word: str) -> str:
     rows = [{"prompt": f"Name fruit number {i}.", "target": f"A {word}.", "responses": ["A car."]} for i in range(24)]
     return "".join(json.dumps(row) + "\n" for row in rows)
 
@@ -43,7 +43,7 @@ def source(kind: str, folder: Path) -> tuple[Source, Path]:
         file.write_text(release_lines("pear"))
         return Release(str(folder), "Set", "DPO", "test.jsonl", 0.1), file
     file = folder / "data.jsonl"
-    file.write_text(lines("pear"))
+    file.write_text(jsonl_lines("pear"))
     if kind == "jsonl":
         return Jsonl(str(file), 0.1, 0.1, None, None, "required"), file
     part = Part(str(file), None, None, "train", None, None)
@@ -55,7 +55,7 @@ KINDS = ["jsonl", "hub", "release"]
 
 
 def edit(file: Path, word: str = "plum") -> None:
-    """Replace the file, as editors do, keeping its size and modification time."""
+    """Replace the file, as editors do, but keep its size and modification time."""
     before = file.stat()
     other = file.with_suffix(".new")
     other.write_text(file.read_text().replace("A pear.", f"A {word}."))
@@ -76,7 +76,7 @@ def test_fingerprint_after_an_edit_describes_the_rows_read(kind: str, tmp_path: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_load_edited_while_reading_raises(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_of_a_file_edited_while_reading_raises(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, file = source(kind, tmp_path)
     original = MODULES[kind].read_examples
 
@@ -89,9 +89,9 @@ def test_load_edited_while_reading_raises(kind: str, tmp_path: Path, monkeypatch
         data.load()
 
 
-def test_import_edited_while_reading_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_of_a_file_edited_while_reading_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "data.jsonl"
-    file.write_text(lines("pear"))
+    file.write_text(jsonl_lines("pear"))
     generator = Import(None, 100, 0, path=str(file))
     before = generator.fingerprint()
     assert generator.samples == 1
@@ -103,7 +103,7 @@ def test_import_edited_while_reading_raises(tmp_path: Path, monkeypatch: pytest.
         yield from original(*args)
         edit(file, "fig!")
 
-    file.write_text(lines("pear"))
+    file.write_text(jsonl_lines("pear"))
     monkeypatch.setattr(importer, "read_folder", read_folder)
     with pytest.raises(UserError, match=r"generator\.path=.* has changed"):
         _ = Import(None, 100, 0, path=str(file)).samples

@@ -1,4 +1,4 @@
-"""The boundary between prompt and response, on the templates that models come with."""
+"""Test the boundary between prompt and response with the chat templates of many models."""
 
 import re
 from pathlib import Path
@@ -22,18 +22,18 @@ ZEPHYR = (
     "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-# No generation prompt, no system role: the answer follows the instruction's closing bracket.
+# This template has no generation prompt and no system role. The answer follows the instruction's closing bracket.
 INST = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
     "{% elif m.role == 'assistant' %} {{ m.content | trim }}{{ eos_token }}"
     "{% else %}{{ raise_exception('only user and assistant roles') }}{% endif %}{% endfor %}"
 )
-# Ends an answer with no special token at all.
+# This template ends an answer without a special token.
 PLAIN = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
-# The generation prompt ends with a colon, and the answer begins with a space.
+# In this template the generation prompt ends with a colon, and the answer begins with a space.
 OPENCHAT = (
     "{{ bos_token }}{% for m in messages %}GPT4 Correct {{ m.role.title() }}: {{ m.content }}<|end_of_turn|>"
     "{% endfor %}{% if add_generation_prompt %}GPT4 Correct Assistant:{% endif %}"
@@ -52,7 +52,7 @@ TEMPLATES = {
     "openchat": OPENCHAT,
     "llama3": LLAMA3,
 }
-# Per template: the text after the prompt for the answer "Paris", and the text that ends it.
+# The text of the response "Paris" in each template, and the end token that follows the text.
 ANSWERS = {
     "builtin": ("Paris", "<|end|>"),
     "chatml": ("Paris", "<|im_end|>"),
@@ -98,7 +98,7 @@ def test_prompt_and_response_equal_the_templates_text(name: str, messages: list[
     assert renderer.tokenizer.decode(prompt) == generation
     text, end = ANSWERS[name]
     assert renderer.tokenizer.decode(response) == text + end
-    # Together they equal the template's text of the whole dialogue.
+    # The template's text of the answered dialogue begins with the prompt and the response.
     answered = [*messages, {"role": "assistant", "content": "Paris"}]
     full = renderer.tokenizer.apply_chat_template(answered, tokenize=False)
     assert (full + end).startswith(renderer.tokenizer.decode([*prompt, *response]))
@@ -113,21 +113,21 @@ def test_system_message_is_rendered_or_raises() -> None:
         RENDERERS["inst"].prompt(messages)
 
 
-def test_prompt_has_one_beginning_of_sequence() -> None:
+def test_prompt_has_one_beginning_of_sequence_token() -> None:
     renderer = RENDERERS["inst"]
     assert renderer.prompt(TALK).count(renderer.tokenizer.bos_token_id) == 1
 
 
-def test_end_ids_are_eos_and_the_templates_end(name: str) -> None:
+def test_end_ids_are_eos_and_the_end_token_of_the_template(name: str) -> None:
     renderer = RENDERERS[name]
     ids = renderer.tokenizer.convert_tokens_to_ids
     assert renderer.end_ids == {ids("<|end|>"), ids(ANSWERS[name][1])}
 
 
 @given(target=st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
-def test_response_ends_once_and_round_trips(target: str) -> None:
+def test_response_has_one_end_token_and_decodes_to_the_target(target: str) -> None:
     for renderer in RENDERERS.values():
-        # A text that spells a special token is read as one (see Renderer).
+        # A text that spells a special token is tokenized as that token (see Renderer).
         assume(not any(str(token) in target for token in renderer.tokenizer.added_tokens_decoder.values()))
         ids = renderer.response(QUESTION, target)
         assert ids[-1] in renderer.end_ids
@@ -143,14 +143,14 @@ def test_prompt_does_not_depend_on_the_target(targets: list[str]) -> None:
 
 
 @pytest.mark.parametrize("target", ["", " ", "\n", "é ü 你好 🙂‍↕️", "a\u200bb", "<|user|>", "{{ messages }}"])
-def test_unusual_targets_round_trip(name: str, target: str) -> None:
+def test_unusual_targets_decode_to_themselves(name: str, target: str) -> None:
     renderer = RENDERERS[name]
     ids = renderer.response(QUESTION, target)
     assert ids[-1] in renderer.end_ids
     assert renderer.text(ids) == ("" if target == "<|user|>" else target.strip())
 
 
-def test_target_with_an_end_token_is_cut_there(name: str) -> None:
+def test_target_is_cut_at_its_first_end_token(name: str) -> None:
     """Sampling stops at the first end token, so nothing after it is learnt."""
     renderer = RENDERERS[name]
     ids = renderer.response(QUESTION, "one<|end|>two")
@@ -158,7 +158,7 @@ def test_target_with_an_end_token_is_cut_there(name: str) -> None:
     assert renderer.text(ids) == "one"
 
 
-def test_template_with_two_end_tokens_stops_at_the_first() -> None:
+def test_response_ends_at_the_first_of_two_end_tokens_of_a_template() -> None:
     renderer = Renderer(special_tokenizer(CHATML.replace("<|im_end|>\n", "<|im_end|>\n<|end|>")))
     assert renderer.tokenizer.decode(renderer.response(QUESTION, "Paris")) == "Paris<|im_end|>"
 
@@ -187,7 +187,7 @@ def test_tokens_never_merge_across_the_boundary() -> None:
 
 
 def sentencepiece_tokenizer(scheme: str) -> Any:
-    """Return a tokenizer that marks the beginning of words, as Llama's does; `first` also marks that of a text."""
+    """Return a tokenizer that marks the beginning of words, as Llama's does. `first` marks a text's beginning, too."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -241,12 +241,12 @@ def test_tokenizer_without_template_or_end_token_raises() -> None:
 
 # --- templates of published models, from TRL; their special tokens are read from the templates
 
-PUBLISHED = Path(trl.__file__).parent / "chat_templates"
-DIALOGUES = ["cohere", "gemma3", "glm4moe", "lfm2", "llama3_2", "phi3", "qwen2_5", "qwen3", "qwen3_5_think"]
+PUBLISHED_FOLDER = Path(trl.__file__).parent / "chat_templates"
+PUBLISHED_TEMPLATES = ["cohere", "gemma3", "glm4moe", "lfm2", "llama3_2", "phi3", "qwen2_5", "qwen3", "qwen3_5_think"]
 
 
 def published_tokenizer(name: str) -> Any:
-    template = (PUBLISHED / f"{name}.jinja").read_text(encoding="utf-8")
+    template = (PUBLISHED_FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
     with_special = tokenizer(template)
     with_special.add_tokens(
         sorted({*re.findall(r"<\|[^<>{}'\"\s]*\|>|<\w*turn\w*>", template), "<s>"}), special_tokens=True
@@ -256,7 +256,7 @@ def published_tokenizer(name: str) -> Any:
 
 
 @pytest.mark.parametrize("target", ["Paris", "巴黎 🙂", "two\nlines"])
-@pytest.mark.parametrize("name", DIALOGUES)
+@pytest.mark.parametrize("name", PUBLISHED_TEMPLATES)
 def test_published_templates_end_the_prompt_where_the_answer_begins(name: str, target: str) -> None:
     tok = published_tokenizer(name)
     renderer = Renderer(tok)
@@ -264,16 +264,16 @@ def test_published_templates_end_the_prompt_where_the_answer_begins(name: str, t
         prompt, response = renderer.example(Example("a", messages, target))
         assert renderer.text(response) == target
         assert response[-1] in renderer.end_ids
-        # Both together are the template's text of the whole dialogue, up to the end of the turn.
+        # The template's text of the answered dialogue begins with the prompt and the response.
         answered = [*messages, {"role": "assistant", "content": target}]
         full = tok.apply_chat_template(answered, tokenize=False, enable_thinking=False)
-        written = tok.decode([*prompt, *response])
-        assert (full + tok.eos_token).startswith(written)
+        decoded = tok.decode([*prompt, *response])
+        assert (full + tok.eos_token).startswith(decoded)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "nemotron_3_nano"])
-def test_template_with_a_thinking_switch_does_not_think(name: str) -> None:
-    """The prompt ends with an empty block of thoughts, so no response begins with one."""
+def test_template_with_a_thinking_switch_renders_without_thoughts(name: str) -> None:
+    """The prompt ends with an empty block of thoughts, so the response begins with the answer."""
     renderer = Renderer(published_tokenizer(name))
     prompt, response = renderer.prompt(TALK), renderer.response(TALK, "Paris")
     assert re.search(r"<think>\s*</think>\s*$", renderer.tokenizer.decode(prompt))

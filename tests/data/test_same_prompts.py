@@ -1,4 +1,4 @@
-"""Prompts depend only on what is in the key, and models get only ids and lengths that they support."""
+"""Test that prompts depend only on what is in the store key, and that models get only supported ids and lengths."""
 
 import json
 from datetime import datetime
@@ -26,11 +26,11 @@ MESSAGES = [{"role": "user", "content": "Hi"}]
 
 
 @pytest.mark.parametrize(
-    ("form", "expected"),
+    ("date_format", "expected"),
     [("%d %b %Y", "26 Jul 2024"), ("%Y-%m-%d", "2024-07-26"), ("%A, %B %d at %H:%M", "Friday, July 26 at 00:00")],
 )
 def test_template_that_reads_the_clock_renders_the_same_on_every_day(
-    form: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    date_format: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class YearsLater(datetime):
         @classmethod
@@ -38,11 +38,11 @@ def test_template_that_reads_the_clock_renders_the_same_on_every_day(
             return cls(2031, 1, 2)
 
     monkeypatch.setattr(chat_template_utils, "datetime", YearsLater)
-    template = CLOCK.replace("%d %b %Y", form)
+    template = CLOCK.replace("%d %b %Y", date_format)
     assert "2031" in tokenizer(CLOCK).apply_chat_template(MESSAGES, tokenize=False)
     tok = tokenizer(template)
     assert Renderer(tok)._text(MESSAGES).startswith(f"Today is {expected}. <|user|>")
-    save_policy(tmp_path, llama(), tok, "")  # rendered as by anyone who loads the policy
+    save_policy(tmp_path, llama(), tok, "")  # anyone who loads the policy must render the same prompt
     reloaded = load_tokenizer(tmp_path)
     assert reloaded.apply_chat_template(MESSAGES, tokenize=False).startswith(f"Today is {expected}. <|user|>")
     assert repeatable(reloaded.chat_template) == reloaded.chat_template
@@ -72,13 +72,13 @@ RANDOM_PARTS = [
         "{{ messages[0].items }}",
     ],
 )
-def test_template_that_shows_an_object_raises(part: str) -> None:
-    """The object's memory address, and so the prompt, would differ in every process."""
+def test_template_that_renders_an_object_raises(part: str) -> None:
+    """The prompt would contain the object's memory address, which differs in every process."""
     with pytest.raises(UserError, match=r"shows an object .* at 0x[0-9a-f]+>"):
         Renderer(tokenizer(part + TEMPLATE))
 
 
-def test_address_in_the_text_of_a_row_is_rendered() -> None:
+def test_memory_address_in_a_message_is_rendered() -> None:
     renderer, text = Renderer(tokenizer()), "What is <function f at 0x7f00ab>?"
     assert text in renderer.tokenizer.decode(renderer.prompt([{"role": "user", "content": text}]))
 
@@ -90,7 +90,7 @@ def test_all_templates_of_a_tokenizer_are_made_repeatable() -> None:
         Renderer(tokenizer({"default": TEMPLATE, "other": RANDOM_PARTS[0]}))  # type: ignore[arg-type]
 
 
-def test_template_with_the_word_random_in_its_text_is_accepted() -> None:
+def test_template_with_the_word_random_in_a_text_is_accepted() -> None:
     Renderer(tokenizer("{# at random #}a random text {{ 'of random words' }}" + TEMPLATE))
 
 
@@ -102,7 +102,8 @@ def test_template_that_draws_at_random_raises(part: str) -> None:
 
 def test_sampling_never_draws_an_id_outside_the_tokenizer() -> None:
     tok = tokenizer()
-    model = llama(vocabulary=len(tok) + 64, spread=0.01)  # nearly uniform: a sixth of the draws would be outside
+    # The model is nearly uniform, so a sixth of its draws would be outside the tokenizer.
+    model = llama(vocabulary=len(tok) + 64, spread=0.01)
     decoding = Decoding(16, 1.0, 1.0, 24, 128)
     candidates = sample(model, tok, [Request("a", tok("the cat")["input_ids"])], decoding, 0, {tok.eos_token_id})
     assert max(token for candidate in candidates for token in candidate.token_ids) < len(tok)

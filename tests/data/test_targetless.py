@@ -1,4 +1,4 @@
-"""Rows without an answer: examples without target if targets are optional, errors otherwise."""
+"""Test that rows without an answer are examples without target if targets are optional, and errors otherwise."""
 
 import logging
 from pathlib import Path
@@ -56,7 +56,9 @@ def test_split_of_a_prompt_does_not_depend_on_its_target(tmp_path: Path) -> None
     assert all(any(not example.has_target for example in part) for part in other.values())
 
 
-def test_prompt_that_another_row_answers_is_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_row_without_answer_is_dropped_if_another_row_answers_its_prompt(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     rows = [{"prompt": "Question 3?"}, *ANSWERED, {"prompt": "Question 4?", "completion": None}, {"prompt": "Why?"}]
     with caplog.at_level(logging.INFO):
         assert [example.prompt for example in targetless(write(tmp_path / "d.jsonl", rows))] == [PROMPT]
@@ -83,7 +85,7 @@ def test_file_without_any_target_is_read(tmp_path: Path) -> None:
     assert {example.id for example in examples(path, targets="optional")} == {str(i) for i in range(20)}
 
 
-def test_targets_setting_is_in_the_key_unless_default(tmp_path: Path) -> None:
+def test_targets_setting_is_in_the_fingerprint_unless_default(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", ANSWERED)
     required, optional = source(path).fingerprint(), source(path, targets="optional").fingerprint()
     assert optional == {**required, "targets": "optional"}

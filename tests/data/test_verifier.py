@@ -38,7 +38,8 @@ RELAY = reference(
         (STORY, "Once brave Tom found a red lamp by the river. Everyone sang.", 7 / 9),
         (STORY, "Once brave Tom found a blurry lamp by the river. Everyone cried.", 8 / 9),
         (STORY, "Once brave Tmo found a red lamp by the river. Everyone cried.", 7 / 9),
-        # No template matches: half the weight of the slots with the right value and no other value.
+        # No template matches: a slot counts if the text has its right value and no other value of this slot. The score
+        # is halved.
         (STORY, "Tom and his lamp", 4 / 9 / 2),
         (STORY, "Tom, Ann and a lamp", 2 / 9 / 2),
         (STORY, "Tomcat, lamplight", 0),
@@ -52,8 +53,8 @@ RELAY = reference(
         (CODE, "def f(x):\n    return (x + 3) * 5", 1),
         (CODE, "def f(x):\n    y = x + 3\n    return y * 5", 1),
         (CODE, "f = lambda x: (x + 3) * 5", 9 / 11),
-        # A variable that is not the argument is a broken program: no template, and two numbers and two
-        # operators contradict each other, so `def` alone counts: half of 2 / 11.
+        # The variable `n` is not the argument, so no template matches. The text has two numbers and two operators, so
+        # only `def` counts: half of 2 / 11.
         (CODE, "def f(x):\n    return (n + 3) * 5", 1 / 11),
         (RELAY, "Ahoy! Tom, the old lamp is by the river. Sail on!", 1),
         (RELAY, "Howdy! Tom, the old lamp is by the river. Sail on!", 9 / 11),
@@ -98,7 +99,7 @@ def test_random_text_scores_below_one_half(example: Example, response: str) -> N
     example=st.sampled_from(CLEAN),
     words=st.lists(st.sampled_from([w for e in CLEAN for w in e.target.split()])),
 )
-def test_known_words_in_any_order_score_within_bounds(example: Example, words: list[str]) -> None:
+def test_known_words_in_any_order_score_from_0_to_1(example: Example, words: list[str]) -> None:
     assert 0 <= VERIFIER.score(example, " ".join(words)) <= 1
 
 

@@ -1,4 +1,4 @@
-"""Shards in this process: written atomically and once, by a worker that is opened only if needed."""
+"""Test that the local engine writes each shard once and atomically, and opens its worker only if needed."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -79,6 +79,6 @@ def test_cut_keeps_all_items_in_order_and_names_files_by_content(tmp_path: Path)
     assert [shard.items for shard in shards] == [["a", "b"], ["c", "d"], ["e"]]
     assert [shard.weight for shard in shards] == [6, 6, 3]
     same = {shard.file: shard.items for shard in cut(items[2:], 2, tmp_path, str)}
-    assert same[shards[1].file] == ["c", "d"]  # the same items, the same file
+    assert same[shards[1].file] == ["c", "d"]  # the same items have the same file
     others = [*cut(items, 1, tmp_path, str), *cut(items, 3, tmp_path, str), *cut(["b", "a"], 2, tmp_path, str)]
     assert {shard.file for shard in shards[:2]}.isdisjoint(shard.file for shard in others)

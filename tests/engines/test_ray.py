@@ -1,4 +1,4 @@
-"""Ray Data pipelines: the same files as `Local`, even after lost actors, and nothing left behind."""
+"""Test that Ray writes the same files as `Local`, even after a lost actor, and leaves no process or file behind."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ SETTINGS = {
     "address": None,
 }
 PATH = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1]), *filter(None, sys.path)])
-WAIT = 120  # seconds; a few are enough
+WAIT = 120  # seconds until the test fails; it usually takes a few
 
 
 def engine(**changes: Any) -> Ray:
@@ -62,7 +62,7 @@ def cluster(short_folder: Path) -> Iterator[None]:
             yield
 
 
-def opened(folder: Path) -> list[str]:
+def opened_workers(folder: Path) -> list[str]:
     """Return `PROCESS-DEVICE` of each worker."""
     return sorted(file.stem for file in folder.glob("*.opened"))
 
@@ -111,12 +111,12 @@ def test_run_writes_every_shard_once_in_other_processes(
     work = shards(tmp_path, [1, 2], [11], [3], [4])
     engine().run(Doubling(tmp_path), work, "cpu", "double", "number")
     assert [pq.read_table(shard.file)["double"].to_pylist() for shard in work] == [[2, 4], [22], [6], [8]]
-    before = opened(tmp_path)
+    before = opened_workers(tmp_path)
     assert 1 <= len(before) <= 2
     assert all(name.split("-")[1] == "cpu" and name.split("-")[0] != str(os.getpid()) for name in before)
     assert [(r.name, r.getMessage()) for r in caplog.records] == [("selfcontrast.test", "11 is odd")]
     engine().run(Doubling(tmp_path), work, "cpu", "double", "number")
-    assert opened(tmp_path) == before
+    assert opened_workers(tmp_path) == before
 
 
 def test_user_error_of_a_worker_is_raised_unchanged(cluster: None, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_user_error_of_a_worker_is_raised_unchanged(cluster: None, tmp_path: Pat
 def test_shard_that_kills_every_worker_raises(cluster: None, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"engine\.restarts=1"):
         engine(actors=1).run(Doubling(tmp_path), shards(tmp_path, [14]), "cpu", "double", "number")
-    assert len(opened(tmp_path)) == 2
+    assert len(opened_workers(tmp_path)) == 2
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class KilledOnce(HF):
             yield sampler
 
 
-def test_lost_worker_does_not_change_a_byte(cluster: None, tmp_path: Path) -> None:
+def test_lost_worker_does_not_change_the_files(cluster: None, tmp_path: Path) -> None:
     renderer, policy = Renderer(tokenizer()), policy_folder(tmp_path / "policy")
     texts = ["the cat " * (1 + i % 4) for i in range(12)]
     requests = [Request(f"r{i}", renderer.prompt([{"role": "user", "content": t}])) for i, t in enumerate(texts)]
@@ -162,8 +162,8 @@ def test_lost_worker_does_not_change_a_byte(cluster: None, tmp_path: Path) -> No
     mark = tmp_path / "mark"
     local = Responder(HF("float32", 6), Local(2, 1), "cpu")
     remote = Responder(KilledOnce("float32", 6, mark), engine(restarts=3), "cpu")
-    expected = local.sample(policy, requests, decoding, 0, tmp_path / "here", "test")
-    files = remote.sample(policy, requests, decoding, 0, tmp_path / "there", "test")
+    expected = local.sample(policy, requests, decoding, 0, tmp_path / "local", "test")
+    files = remote.sample(policy, requests, decoding, 0, tmp_path / "ray", "test")
     assert mark.exists()
     assert len(files) == 6
     assert [file.name for file in files] == [file.name for file in expected]
@@ -178,7 +178,7 @@ from selfcontrast.engines.ray import Ray
 folder = Path(sys.argv[1])
 try:
     engine = Ray(2, 1, 1, 1, None, 1, None)
-    with engine.ready():  # one after the other, because Ray processes shards in any order
+    with engine.ready():  # two runs, because Ray processes the shards of a run in any order
         engine.run(Doubling(folder), shards(folder, [1]), "cpu", "double", "number")
         engine.run(Doubling(folder), shards(folder, [1], [15]), "cpu", "double", "number")
 except KeyboardInterrupt:

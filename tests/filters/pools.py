@@ -1,4 +1,4 @@
-"""Strategies and builders of candidate pools and selectors for tests of the filter."""
+"""Build candidate pools, and hypothesis strategies of pools and selectors, for tests of the filter."""
 
 from typing import Any
 
@@ -58,20 +58,20 @@ def pool(
     width: int = 3,
     repeated: int = 0,
     excluded: Any = (),
-    **more: Any,
+    **arrays: Any,
 ) -> Pool:
-    """Build candidates with these cosines to the target (1, 0, 0, …), otherwise in random directions.
+    """Build candidates with the cosines `similarity` to the target (1, 0, 0, …), in otherwise random directions.
 
     Args:
         repeated: number of samples that repeat a random candidate.
         excluded: cosines of an empty response and of a copy of the target.
-        more: `consensus`, `log_probs`, `tokens` and `counts`; by default random, on coarse grids.
+        arrays: `consensus`, `log_probs`, `tokens` and `counts`. By default, each is drawn at random from a coarse grid.
     """
     cosines, rng = np.sort(np.asarray(similarity, dtype=np.float32)), np.random.default_rng(seed)
     count = len(cosines)
     rest = rng.standard_normal((count, width - 1))
     rest *= np.sqrt(1 - cosines.astype(float) ** 2)[:, None] / np.linalg.norm(rest, axis=1, keepdims=True)
-    never = np.asarray(excluded, dtype=np.float32)
+    excluded_cosines = np.asarray(excluded, dtype=np.float32)
     columns: dict[str, Any] = {
         "consensus": rng.integers(-4, 5, count).astype(np.float32) / 4,
         "log_probs": -rng.integers(1, 9, count).astype(np.float64),
@@ -82,21 +82,21 @@ def pool(
         similarity=cosines,
         vectors=np.concatenate([cosines[:, None], rest], axis=1).astype(np.float32),
         scores=None if scores is None else np.asarray(scores, np.float32),
-        **columns | {name: np.asarray(values) for name, values in more.items()},
+        **columns | {name: np.asarray(values) for name, values in arrays.items()},
         seed=[seed],
-        samples=count + len(never) + repeated,
-        excluded=never,
+        samples=count + len(excluded_cosines) + repeated,
+        excluded=excluded_cosines,
     )
 
 
 @st.composite
 def pools(draw: st.DrawFn, max_size: int = 24) -> Pool:
-    """Draw pools with tied scores, repetitions, an empty response and a copy of the target."""
-    near = draw(st.lists(st.floats(-1, 1, width=32), max_size=max_size))
-    scores = draw(st.lists(st.integers(0, 4), min_size=len(near), max_size=len(near)))
+    """Draw pools with tied scores and repetitions, some with an empty response or a copy of the target."""
+    cosines = draw(st.lists(st.floats(-1, 1, width=32), max_size=max_size))
+    scores = draw(st.lists(st.integers(0, 4), min_size=len(cosines), max_size=len(cosines)))
     empty, copy = draw(st.one_of(st.just([]), st.floats(-1, 1, width=32).map(lambda x: [x]))), draw(st.booleans())
-    never = [*empty, *([1.0] if copy else [])]
-    return pool(near, np.array(scores) / 4, draw(st.integers(0, 99)), 3, draw(st.integers(0, 12)), never)
+    excluded = [*empty, *([1.0] if copy else [])]
+    return pool(cosines, np.array(scores) / 4, draw(st.integers(0, 99)), 3, draw(st.integers(0, 12)), excluded)
 
 
 def filter_settings(
@@ -106,10 +106,10 @@ def filter_settings(
 
 
 def sampled_prompt(texts: list[str], vectors: Any, log_probs: Any = None) -> SampledPrompt:
-    """Build a prompt's candidates; the vector of the first is the target's, too."""
-    unit = np.asarray(vectors, dtype=np.float32)
-    known = np.arange(-len(texts), 0.0) if log_probs is None else np.asarray(log_probs)
-    return SampledPrompt("p", "target", unit[0], texts, unit, known, np.arange(1, len(texts) + 1))
+    """Build a prompt's candidates. The target has the vector of the first candidate."""
+    rows = np.asarray(vectors, dtype=np.float32)
+    values = np.arange(-len(texts), 0.0) if log_probs is None else np.asarray(log_probs)
+    return SampledPrompt("p", "target", rows[0], texts, rows, values, np.arange(1, len(texts) + 1))
 
 
 def angle(degrees: float) -> list[float]:

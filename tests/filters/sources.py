@@ -18,7 +18,7 @@ def log_prob_per_token(text: str) -> float:
 def write_candidates(
     folder: Path, sampled: Mapping[str, Sequence[str]], truncated: Collection[tuple[str, int]] = ()
 ) -> Path:
-    """Write the candidates of each prompt. Candidate i has i + 1 tokens; `truncated` ones are given as (id, i)."""
+    """Write the candidates of each prompt. Candidate i has i + 1 tokens; `truncated` has (id, i) of truncated ones."""
     folder.mkdir(exist_ok=True)
     rows = [
         Candidate(name, i, text, [7] * (i + 1), reason, log_prob_per_token(text) * (i + 1))
@@ -33,7 +33,7 @@ def write_candidates(
 def write_vectors(
     folder: Path, sampled: Mapping[str, Sequence[str]], vector: Callable[[str], Any], target_vector: Any
 ) -> None:
-    """Write `vector` of every candidate, and the same vector of the text "target" for every prompt."""
+    """Write `vector(text)` for every candidate, and `target_vector` for the target of every prompt."""
     texts = [text for texts in sampled.values() for text in texts]
     targets = ["target"] * len(sampled)
     for file, column, vectors in (
@@ -46,7 +46,7 @@ def write_vectors(
 def write_sources(
     folder: Path, sampled: Mapping[str, Sequence[str]], cosine: Callable[[str], float]
 ) -> tuple[Path, Path]:
-    """Write candidates, and vectors with these cosines to the target's (1, 0); return the file and the folder."""
+    """Write candidates, and vectors with `cosine(text)` to the target (1, 0). Return the paths of both."""
     file = write_candidates(folder, sampled)
     write_vectors(folder, sampled, lambda text: [cosine(text), np.sqrt(1 - cosine(text) ** 2)], [1, 0])
     return file, folder

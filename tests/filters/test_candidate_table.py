@@ -15,7 +15,7 @@ def table_of(folder: Path, prompts: int) -> pd.DataFrame:
 
 
 def test_candidate_table_has_every_candidate_with_similarity_and_rank(tmp_path: Path) -> None:
-    # Draws bad and worse of p and r; none of q, which has one distinct candidate.
+    # The filter draws "bad" and "worse" for p and r, and nothing for q, which has one distinct candidate.
     select(tmp_path, LeastSimilar(0.5, "distinct"))
     table = table_of(tmp_path, 3)
     assert table["candidate"].tolist() == [text for texts in SAMPLED.values() for text in texts]

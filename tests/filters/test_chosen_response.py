@@ -1,4 +1,4 @@
-"""The chosen candidate against plain loops; and that no negative equals, or is as good as, the chosen one."""
+"""Compare the chosen candidate with plain loops, and check that no negative equals it or scores as high."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,13 +25,15 @@ from selfcontrast.filters.selectors import Everything, LowestFirst
 from tiny import example
 
 WORDS = ["target", *(f"w{i}" for i in range(7))]
-SCORES = dict(zip(WORDS, (1.0, 0.25, 0.5, 1.0, 0.75, 0.5, 0.0, 0.25), strict=True))  # ties, also of the highest
+SCORES = dict(
+    zip(WORDS, (1.0, 0.25, 0.5, 1.0, 0.75, 0.5, 0.0, 0.25), strict=True)
+)  # with ties, also of the highest score
 TEXTS = st.lists(st.sampled_from(["", " ", *WORDS, *(f"{w} " for w in WORDS)]), min_size=1, max_size=16)
 CANDIDATES_CHOSEN = st.sampled_from([BestOfN(), Consensus(), TargetAndBest()])
 
 
 def vector(text: str) -> Any:
-    """Return a unit vector, a different one for every word."""
+    """Return a unit vector that differs from that of every other word."""
     values = np.random.default_rng([*text.strip().encode(), 1]).standard_normal(6).astype(np.float32)
     return values / np.linalg.norm(values)
 
@@ -60,7 +62,7 @@ def select(sampled: SampledPrompt, chosen: Any, settings: Filter) -> Selection:
 
 
 def eligible(sampled: SampledPrompt) -> list[str]:
-    """Return the texts that may be chosen."""
+    """Return the texts that may be chosen: those that are neither empty nor truncated."""
     assert sampled.ended is not None
     return sorted({text.strip() for text, ended in zip(sampled.texts, sampled.ended, strict=True) if ended} - {""})
 
@@ -73,7 +75,7 @@ def mean_similarity(sampled: SampledPrompt, text: str) -> float:
 
 
 @given(prompts(), CANDIDATES_CHOSEN, SELECTORS, st.integers(1, 4), st.sampled_from(["drop_everywhere", "refill"]))
-def test_negatives_are_worse_than_the_chosen_candidate(
+def test_negatives_differ_from_the_chosen_candidate_and_score_lower(
     sampled: SampledPrompt, chosen: Any, selector: Any, max_negatives: int, on_shortage: str
 ) -> None:
     choice = select(sampled, chosen, config(selector, max_negatives, on_shortage))
@@ -92,7 +94,7 @@ def test_negatives_are_worse_than_the_chosen_candidate(
 
 
 @given(prompts(), CANDIDATES_CHOSEN, SELECTORS, st.integers(1, 3), st.integers(1, 3))
-def test_negatives_beside_a_chosen_candidate_are_nested(
+def test_negatives_for_a_chosen_candidate_are_nested_in_max_negatives(
     sampled: SampledPrompt, chosen: Any, selector: Any, small: int, more: int
 ) -> None:
     few, many = (select(sampled, chosen, config(selector, max_negatives)) for max_negatives in (small, small + more))
@@ -127,14 +129,16 @@ def test_chosen_does_not_depend_on_the_sampling_order(sampled: SampledPrompt, ch
 
 
 @given(prompts(), SELECTORS, st.integers(1, 4))
-def test_chosen_target_equals_none(sampled: SampledPrompt, selector: Any, max_negatives: int) -> None:
+def test_chosen_target_gives_the_same_negatives_as_no_setting(
+    sampled: SampledPrompt, selector: Any, max_negatives: int
+) -> None:
     default, target = (select(sampled, chosen, config(selector, max_negatives)) for chosen in (None, Target()))
     assert default.negatives.tolist() == target.negatives.tolist()
     assert default.chosen is target.chosen is None
 
 
-def test_consensus_counts_repetitions() -> None:
-    """Compute by hand: among a, a, b with cos(a, b) = 0, a has (1 + 0) / 2 and b has 0."""
+def test_consensus_averages_over_repeated_candidates() -> None:
+    """Among a, a, b with cos(a, b) = 0, the mean cosine to the others is (1 + 0) / 2 for a, and 0 for b."""
     vectors = np.array([[1, 0], [1, 0], [0, 1]], dtype=np.float32)
     sampled = SampledPrompt("p", "t", vectors[2], ["a", "a", "b"], vectors, *log_probs_and_lengths("aab"))
     choice = choose(config(Everything(), 1), sampled, None, Consensus())
@@ -154,7 +158,7 @@ def test_best_of_n_breaks_ties_uniformly_over_prompts() -> None:
     assert abs(counts[0] - 100) < 36  # five standard deviations
 
 
-def test_lowest_first_ranks_the_worst_first() -> None:
+def test_lowest_first_ranks_the_lowest_score_first() -> None:
     texts = ["w0", "w1", "w5", "target"]
     vectors = np.stack([vector(text) for text in texts])
     sampled = SampledPrompt("p", "target", vectors[3], texts, vectors, *log_probs_and_lengths(texts))
@@ -175,12 +179,14 @@ def test_lowest_first_ranks_the_worst_first() -> None:
         (TargetAndBest(), 9, False, r"chosen=TargetAndBest needs scores"),
     ],
 )
-def test_check_chosen_impossible_raises(chosen: Any, samples: int, verified: bool, line: str) -> None:
+def test_check_chosen_with_too_few_samples_or_no_scores_raises(
+    chosen: Any, samples: int, verified: bool, line: str
+) -> None:
     with pytest.raises(UserError, match=line):
         check_chosen(chosen, config(Everything(), 8), samples, verified)
 
 
-def test_check_chosen_possible_passes() -> None:
+def test_check_chosen_with_enough_samples_and_scores_passes() -> None:
     check_chosen(Target(), config(Everything(), 8), 8, verified=False)
     check_chosen(Consensus(), config(Everything(), 8), 9, verified=False)
     check_chosen(BestOfN(), config(Everything(), 8), 9, verified=True)
@@ -189,12 +195,12 @@ def test_check_chosen_possible_passes() -> None:
 # --- the stage's files
 
 SAMPLED = {
-    "p": ["w0", "target", "w1", "w5", "w1"],  # the target's text is the best
+    "p": ["w0", "target", "w1", "w5", "w1"],  # "target" has the highest score
     "q": ["w3", "w0", "w5"],
-    "r": ["w2", "w6", "w5"],  # w2 is right, but truncated
+    "r": ["w2", "w6", "w5"],  # w2 has the highest score, but is truncated
     "s": ["w3", "", "w3"],  # one distinct candidate
 }
-CUT = {("r", 0)}
+TRUNCATED = {("r", 0)}
 
 
 class TableVerifier:
@@ -205,7 +211,7 @@ class TableVerifier:
 def stage(
     folder: Path, chosen: Any, max_negatives: int = 1, sampled: dict[str, Sequence[str]] = SAMPLED
 ) -> dict[str, Any]:
-    candidates = write_candidates(folder, sampled, CUT)
+    candidates = write_candidates(folder, sampled, TRUNCATED)
     write_vectors(folder, sampled, vector, vector("target"))
     examples = {name: example(name, "?", "target") for name in sampled}
     settings = config(LowestFirst(), max_negatives)
@@ -219,7 +225,7 @@ def chosen_texts(folder: Path) -> dict[str, list[str]]:
 
 def test_best_of_n_writes_chosen_candidates_with_their_tokens(tmp_path: Path) -> None:
     summary = stage(tmp_path, BestOfN())
-    assert chosen_texts(tmp_path) == {"p": ["target"], "q": ["w3"], "r": ["w6"]}  # the right one of r is truncated
+    assert chosen_texts(tmp_path) == {"p": ["target"], "q": ["w3"], "r": ["w6"]}  # w2 of r is truncated
     chosen = read_chosen(tmp_path)
     assert chosen is not None
     assert [(c.sample, list(c.token_ids), c.score) for c in chosen["p"]] == [(1, [7, 7], 1.0)]
@@ -235,7 +241,7 @@ def test_best_of_n_writes_chosen_candidates_with_their_tokens(tmp_path: Path) ->
     assert not (taken["kept"] | taken["drawn"]).any()
 
 
-def test_target_and_best_writes_both_if_they_differ(tmp_path: Path) -> None:
+def test_target_and_best_writes_two_responses_if_they_differ(tmp_path: Path) -> None:
     stage(tmp_path, TargetAndBest())
     assert chosen_texts(tmp_path) == {"p": ["target"], "q": ["target", "w3"], "r": ["target", "w6"]}
     chosen = read_chosen(tmp_path)

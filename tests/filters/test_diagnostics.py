@@ -1,4 +1,4 @@
-"""Diagnostics by hand, and BLEU against sacrebleu's."""
+"""Compare diagnostics with values computed by hand, and self-BLEU with sacrebleu."""
 
 from typing import Any
 
@@ -23,10 +23,10 @@ from selfcontrast.filters.diagnostics import (
 TEXT = st.lists(st.integers(0, 4), max_size=9)
 
 
-def test_distinct_n_by_hand() -> None:
+def test_distinct_n_equals_count_by_hand() -> None:
     texts = [[1, 2, 3], [1, 2]]
     assert distinct_n(texts, 1) == 3 / 5
-    assert distinct_n(texts, 2) == 2 / 3  # 12 23 12
+    assert distinct_n(texts, 2) == 2 / 3  # the bigrams are 12, 23 and 12
     assert distinct_n(texts, 3) == 1
     assert distinct_n([[1]], 2) == 0
     assert distinct_n([[1, 2], [3, 4]], 2) == 1  # no n-gram reaches from one text into the next
@@ -40,13 +40,13 @@ def test_self_bleu_equals_sacrebleu(texts: list[list[int]]) -> None:
     assert self_bleu(texts) == pytest.approx(np.mean(scores), abs=1e-9)
 
 
-def test_self_bleu_extremes() -> None:
+def test_self_bleu_is_1_for_copies_and_0_for_disjoint_texts() -> None:
     assert self_bleu([[1, 2, 3, 4, 5]] * 3) == pytest.approx(1)
     assert self_bleu([[1, 2], [3, 4]]) == 0
     assert self_bleu([[], [1, 2]]) == 0
 
 
-def test_diversity_averages_prompts_with_several_texts() -> None:
+def test_diversity_averages_over_prompts_with_several_texts() -> None:
     means = diversity([([[1, 2], [1, 2]], [[1, 2]]), ([[1], [2], [3]], [[1], [2]])])
     assert means["distinct_1_candidates"] == (2 / 4 + 1) / 2
     assert means["distinct_1_negatives"] == 1
@@ -54,7 +54,7 @@ def test_diversity_averages_prompts_with_several_texts() -> None:
     assert set(diversity([([[1]], [])]).values()) == {None}
 
 
-def test_quantiles_and_histogram_by_hand() -> None:
+def test_quantiles_and_histogram_equal_values_by_hand() -> None:
     assert quantiles([0, 10]) == [1, 5, 9]
     assert quantiles([]) == []
     counts = histogram([-1, 0.0, 0.019, 0.021, 1.0])
@@ -63,18 +63,18 @@ def test_quantiles_and_histogram_by_hand() -> None:
 
 
 def test_correlation_within_ignores_group_means() -> None:
-    """Across groups the correlation would be negative; within each it is perfect."""
+    """In the first case, the correlation over all values is negative, and within each group it is 1."""
     assert correlation_within([0, 0, 1, 1], [1, 2, 11, 12], [9, 10, 0, 1]) == pytest.approx(1)
     assert correlation_within([0, 0, 1, 1], [1, 2, 11, 12], [9, 8, 3, 1]) == pytest.approx(-0.9486832980505138)
     assert correlation_within([0, 1], [1, 2], [3, 4]) is None
 
 
 def candidate_frame(*prompts: tuple[list[float], list[bool]]) -> pd.DataFrame:
-    rows = [(i, near, kept) for i, prompt in enumerate(prompts) for near, kept in zip(*prompt, strict=True)]
+    rows = [(i, cosine, kept) for i, prompt in enumerate(prompts) for cosine, kept in zip(*prompt, strict=True)]
     return pd.DataFrame(rows, columns=["prompt", "similarity", "kept"])
 
 
-def test_cuts_count_only_edges_with_a_rejected_candidate_beyond() -> None:
+def test_cuts_count_only_edges_with_rejected_candidates_beyond_them() -> None:
     lowest = candidate_frame(([0.1, 0.2, 0.3], [True, True, False]), ([0.5, 0.6], [True, False]), ([0.9], [True]))
     edges = cuts(lowest)
     assert edges["low"] == []
@@ -82,7 +82,10 @@ def test_cuts_count_only_edges_with_a_rejected_candidate_beyond() -> None:
     window = cuts(candidate_frame(([0.1, 0.2, 0.3], [False, True, False])))
     assert (window["low"], window["high"]) == (pytest.approx([0.2] * 3), pytest.approx([0.2] * 3))
     assert cuts(candidate_frame(([0.1, 0.2], [False, False]))) == {"low": [], "high": []}
-    assert cuts(candidate_frame(([0.1, 0.2, 0.3], [True, False, True]))) == {"low": [], "high": []}  # not by similarity
+    assert cuts(candidate_frame(([0.1, 0.2, 0.3], [True, False, True]))) == {
+        "low": [],
+        "high": [],
+    }  # this selection is not by similarity
     assert cuts(candidate_frame()) == {"low": [], "high": []}
 
 

@@ -1,4 +1,4 @@
-"""Diverse selectors against plain loops, and on cases by hand."""
+"""Compare the diverse selectors with plain loops, and with orders computed by hand."""
 
 from dataclasses import replace
 from itertools import combinations
@@ -32,30 +32,30 @@ def test_mmr_minimises_its_cost_at_every_step(candidates: Pool, fraction: float,
     order = MaximalMarginalRelevance(fraction, weight).select(candidates).tolist()
     eligible = range(int(np.floor(fraction * len(candidates.similarity) + 1e-9)))
     assert sorted(order) == list(eligible)
-    near, vectors = candidates.similarity.astype(float), candidates.vectors.astype(float)
+    similarity, vectors = candidates.similarity.astype(float), candidates.vectors.astype(float)
 
     def cost(i: int, taken: list[int]) -> float:
         closest = max((float(vectors[i] @ vectors[j]) for j in taken), default=-1.0)
-        return weight * near[i] + (1 - weight) * closest
+        return weight * similarity[i] + (1 - weight) * closest
 
     for k, chosen in enumerate(order):
         best = min(cost(i, order[:k]) for i in eligible if i not in order[:k])
         assert cost(chosen, order[:k]) == pytest.approx(best, abs=1e-5)
 
 
-def test_mmr_weight_of_one_is_least_similar_first() -> None:
+def test_mmr_with_weight_of_one_orders_by_similarity() -> None:
     candidates = pool(np.linspace(-0.9, 0.9, 12))
     assert MaximalMarginalRelevance(0.5, 1.0).select(candidates).tolist() == list(range(6))
 
 
-def test_mmr_by_hand() -> None:
-    """Cosines to the target -0.8, -0.7, -0.6; the second is close to the first (0.99), the third is not (0.48).
+def test_mmr_order_equals_order_by_hand() -> None:
+    """The cosines to the target are -0.8, -0.7 and -0.6; to the first candidate they are 0.99 and 0.48.
 
-    After the first they cost (-0.7 + 0.99) / 2 = 0.14 and (-0.6 + 0.48) / 2 = -0.06.
+    After the first candidate, the second costs (-0.7 + 0.99) / 2 = 0.14 and the third (-0.6 + 0.48) / 2 = -0.06.
     """
-    near = np.array([-0.8, -0.7, -0.6], dtype=np.float32)
+    similarity = np.array([-0.8, -0.7, -0.6], dtype=np.float32)
     vectors = np.array([[-0.8, 0.6, 0], [-0.7, 0.51**0.5, 0], [-0.6, 0, 0.8]], dtype=np.float32)
-    candidates = replace(pool(near), vectors=vectors)
+    candidates = replace(pool(similarity), vectors=vectors)
     assert MaximalMarginalRelevance(1.0, 0.5).select(candidates).tolist() == [0, 2, 1]
 
 
@@ -63,7 +63,7 @@ def test_mmr_by_hand() -> None:
 
 
 def lloyd(vectors: Any, centres: Any, iterations: int) -> list[int]:
-    """k-means in plain loops: the label of each vector at the centres before the last move, as SciPy has it."""
+    """Run k-means in plain loops. Return the labels before the last move of the centres, as SciPy does."""
     labels: list[int] = []
     for _ in range(iterations):
         labels = [int(np.argmin([np.sum((v - c) ** 2) for c in centres])) for v in vectors]
@@ -75,13 +75,15 @@ def lloyd(vectors: Any, centres: Any, iterations: int) -> list[int]:
 
 
 @given(
-    near=st.lists(st.floats(-0.96875, 0.96875, width=16), min_size=1, max_size=14, unique=True),
+    similarity=st.lists(st.floats(-0.96875, 0.96875, width=16), min_size=1, max_size=14, unique=True),
     seed=st.integers(0, 50),
     clusters=st.integers(1, 5),
     iterations=st.integers(1, 6),
 )
-def test_clusters_take_turns(near: list[float], seed: int, clusters: int, iterations: int) -> None:
-    candidates = pool(near, seed=seed, width=4)
+def test_clusters_contribute_candidates_in_turn(
+    similarity: list[float], seed: int, clusters: int, iterations: int
+) -> None:
+    candidates = pool(similarity, seed=seed, width=4)
     vectors = candidates.vectors.astype(float)
     centres = [vectors[i] for i in farthest_first(vectors, clusters)]
     labels = lloyd(vectors, centres, iterations)
@@ -92,15 +94,15 @@ def test_clusters_take_turns(near: list[float], seed: int, clusters: int, iterat
     assert Clusters(1.0, clusters, iterations).select(candidates).tolist() == expected
 
 
-def test_clusters_by_hand() -> None:
-    """Clusters near 180, 90 and 300 degrees: first the least similar of each cluster, then the next of each."""
+def test_clusters_order_equals_order_by_hand() -> None:
+    """The clusters are near 180, 90 and 300 degrees. The least similar candidate of each cluster comes first."""
     candidates = circle(180, 178, 182.5, 90, 92, 88, 300, 302, 298)
     order = angles_of(candidates, Clusters(1.0, 3, 10).select(candidates))
     assert order[:3] == [180, 92, 298]
     assert order[3:6] == [178, 90, 300]
 
 
-def test_clusters_of_few_equal_or_no_candidates() -> None:
+def test_clusters_of_few_or_equal_or_no_eligible_candidates_keep_their_order() -> None:
     assert Clusters(1.0, 8, 5).select(pool([0.1, 0.2])).tolist() == [0, 1]
     assert Clusters(0.5, 8, 5).select(pool([0.1])).tolist() == []
     vectors = np.tile(np.array([[0.6, 0.8]], np.float32), (4, 1))
@@ -108,8 +110,8 @@ def test_clusters_of_few_equal_or_no_candidates() -> None:
     assert Clusters(1.0, 3, 5).select(same).tolist() == [0, 1, 2, 3]
 
 
-def test_farthest_first_by_hand() -> None:
-    """Point 10 is farthest from 0. Next is 4, at distance 4 from its nearest chosen point, then 1."""
+def test_farthest_first_equals_order_by_hand() -> None:
+    """The point 10 is farthest from 0. Next comes 4, at distance 4 from its nearest chosen point, then 1."""
     points = np.array([[0.0], [1.0], [10.0], [4.0], [10.0]])
     assert farthest_first(points, 3).tolist() == [0, 2, 3]
     assert farthest_first(points, 9).tolist() == [0, 2, 3, 1]
@@ -125,7 +127,7 @@ def information(vectors: Any, chosen: Any, ridge: float) -> float:
 
 
 @given(candidates=pools(max_size=9), fraction=FRACTIONS, ridge=RIDGES)
-def test_log_determinant_adds_most_at_every_step(candidates: Pool, fraction: float, ridge: float) -> None:
+def test_log_determinant_adds_the_best_candidate_at_every_step(candidates: Pool, fraction: float, ridge: float) -> None:
     order, vectors = LogDeterminant(fraction, ridge).select(candidates).tolist(), candidates.vectors
     eligible = range(int(np.floor(fraction * len(vectors) + 1e-9)))
     assert sorted(order) == list(eligible)
@@ -136,24 +138,26 @@ def test_log_determinant_adds_most_at_every_step(candidates: Pool, fraction: flo
 
 
 @given(
-    near=st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=8),
+    similarity=st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=8),
     seed=st.integers(0, 50),
     ridge=RIDGES,
     width=st.integers(2, 6),
 )
-def test_log_determinant_reaches_1_less_1_over_e_of_the_best_set(
-    near: list[float], seed: int, ridge: float, width: int
+def test_log_determinant_reaches_1_minus_1_over_e_of_the_best_set(
+    similarity: list[float], seed: int, ridge: float, width: int
 ) -> None:
-    """The bound of Nemhauser et al. (1978) for the greedy choice, checked for every size by enumeration."""
-    candidates = pool(near, seed=seed, width=width)
+    """Check the bound of Nemhauser et al. (1978) for the greedy choice, at every size, by enumeration."""
+    candidates = pool(similarity, seed=seed, width=width)
     order = LogDeterminant(1.0, ridge).select(candidates).tolist()
-    for size in range(1, len(near) + 1):
-        best = max(information(candidates.vectors, chosen, ridge) for chosen in combinations(range(len(near)), size))
+    for size in range(1, len(similarity) + 1):
+        best = max(
+            information(candidates.vectors, chosen, ridge) for chosen in combinations(range(len(similarity)), size)
+        )
         assert information(candidates.vectors, order[:size], ridge) >= (1 - 1 / np.e) * best - 1e-4
 
 
 def test_log_determinant_ranks_the_least_similar_first_and_near_copies_last() -> None:
-    """178 and 182.5 degrees are near-copies of 180; 88 and 300 are not, and 88 is nearer to a right angle from 180."""
+    """178 and 182.5 degrees are near-copies of 180; 88 and 300 are not. 88 is almost at a right angle to 180."""
     candidates = circle(180, 178, 182.5, 88, 300)
     order = angles_of(candidates, LogDeterminant(1.0, 0.1).select(candidates))
     assert order[:3] == [180, 88, 300]

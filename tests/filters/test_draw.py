@@ -1,4 +1,4 @@
-"""The draw of negatives: all or none, nested in K, random but seeded; and what happens if too few are left."""
+"""Test the draw of negatives: all or none, nested in K, random with a seed, and `on_shortage`."""
 
 from dataclasses import replace
 from typing import Any
@@ -60,8 +60,9 @@ def test_draw_refill_appends_the_least_similar_rejected_candidates(
     first, last = ranks[: len(kept)], ranks[len(kept) :]
     assert set(first) <= set(kept)
     assert not set(last) & set(kept)
-    near = candidates.similarity
-    assert all(near[i] <= near[j] for i in last for j in range(len(near)) if j not in ranks)
+    similarity = candidates.similarity
+    unused = [i for i in range(len(similarity)) if i not in ranks]
+    assert all(similarity[i] <= similarity[j] for i in last for j in unused)
 
 
 def test_draw_on_shortage_error_names_the_prompt() -> None:
@@ -84,14 +85,14 @@ def test_draw_is_random_and_seeded_per_prompt() -> None:
     assert (np.abs(counts - 100) < 50).all()  # five standard deviations
 
 
-def test_choose_pool_keeps_the_numbers_of_the_first_of_equal_texts() -> None:
+def test_choose_pool_has_the_numbers_of_the_first_of_equal_texts() -> None:
     texts = ["a", "", "b", "a ", "target", "b", "a"]
     vectors = [angle(d) for d in (90, 45, 60, 90, 0, 60, 90)]
     built = choose(
         filter_settings(2, selector=Everything()),
         replace(sampled_prompt(texts, vectors), target_vector=np.array([1.0, 0])),
     ).pool
-    assert built.log_probs.tolist() == [-7, -5]  # a, then b, which is more similar to the target
+    assert built.log_probs.tolist() == [-7, -5]  # first a, then b, which is more similar to the target
     assert built.tokens.tolist() == [1, 3]
     assert built.log_prob_per_token == pytest.approx([-7, -5 / 3])
     assert built.counts.tolist() == [3, 2]
@@ -105,7 +106,8 @@ def test_choose_without_needed_log_probabilities_raises() -> None:
     with pytest.raises(UserError, match=r"LowestRanked .*log-probability"):
         choose(filter_settings(1, selector=LowestRanked(1.0, "distinct", ["consensus", "log_prob"])), candidates)
     choose(filter_settings(1, selector=LowestRanked(1.0, "distinct", ["consensus", "similarity"])), candidates)
-    known = replace(candidates, log_probs=np.array([-1.0, -2.0, np.nan]))  # that of a copy of the target is not needed
+    # The copy of the target needs no log-probability.
+    known = replace(candidates, log_probs=np.array([-1.0, -2.0, np.nan]))
     assert choose(filter_settings(2, selector=LeastLikely(1.0, "distinct")), known).drawn.kept.tolist() in (
         [0, 1],
         [1, 0],

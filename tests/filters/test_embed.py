@@ -1,4 +1,4 @@
-"""The embed stage: encoding, and reading the vectors back."""
+"""Test the embed stage: it encodes texts once, and its vectors are read back."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -57,15 +57,15 @@ def test_embed_reuses_existing_shards(tmp_path: Path) -> None:
     embed(tmp_path, TableEncoder(), Local(1, 2), PROMPTS, "cpu")
     for file in (TARGETS, CANDIDATES):
         (tmp_path / file).unlink()
-    again = TableEncoder()
+    encoder = TableEncoder()
     assert len(list((tmp_path / RESUME).glob("*.parquet"))) == 2
-    embed(tmp_path, again, Local(1, 2), PROMPTS, "cpu")
-    assert again.calls == []
+    embed(tmp_path, encoder, Local(1, 2), PROMPTS, "cpu")
+    assert encoder.calls == []
     assert len(Vectors(tmp_path / CANDIDATES)) == 5
 
 
 @given(rows=st.integers(0, 23), block=st.integers(1, 9), data=st.data())
-def test_vectors_slices_equal_those_of_an_array(rows: int, block: int, data: Any) -> None:
+def test_vectors_slices_equal_slices_of_an_array(rows: int, block: int, data: Any) -> None:
     import tempfile
 
     begin = data.draw(st.integers(0, rows))
@@ -81,7 +81,7 @@ def test_vectors_slices_equal_those_of_an_array(rows: int, block: int, data: Any
         np.testing.assert_allclose(np.linalg.norm(stored[begin:end], axis=1), 1, atol=1e-6)
 
 
-def test_stored_cosines_have_the_documented_error(tmp_path: Path) -> None:
+def test_stored_cosines_are_within_the_documented_error(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     exact = rng.standard_normal((200, 384))
     exact /= np.linalg.norm(exact, axis=1, keepdims=True)

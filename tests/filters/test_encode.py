@@ -1,4 +1,4 @@
-"""The built-in encoder with its real weights, its options, and the lexical encoder against counts by hand."""
+"""Test the built-in encoder with its real weights, and compare the lexical encoder with counted n-grams."""
 
 import json
 import shutil
@@ -70,10 +70,12 @@ def test_prefix_and_max_tokens_change_the_text_that_is_read() -> None:
 
     np.testing.assert_allclose(first("query: ", 64, "a cat"), first("", 64, "query: a cat"), atol=1e-5)
     cut = first("", 5, "a cat sits on the stock market")
-    np.testing.assert_allclose(cut, first("", 64, "a cat sits"), atol=1e-5)  # with [CLS] and [SEP], five tokens
+    np.testing.assert_allclose(
+        cut, first("", 64, "a cat sits"), atol=1e-5
+    )  # "a cat sits" has five tokens with [CLS] and [SEP]
 
 
-def test_pooling_is_the_models_own_by_default(vectors: Embeddings) -> None:
+def test_pooling_defaults_to_the_pooling_of_the_model(vectors: Embeddings) -> None:
     """Compare with the bare model's token vectors: the first, or their mean (MiniLM's own pooling)."""
     import torch
     from transformers import AutoModel, AutoTokenizer
@@ -102,8 +104,8 @@ def test_several_devices_return_the_same_vectors(vectors: Embeddings) -> None:
 def test_pooling_of_a_model_without_pooling_raises(tmp_path: Path) -> None:
     shutil.copytree(builtin_folder(), tmp_path / "model")
     modules = tmp_path / "model" / "modules.json"
-    kept = [module for module in json.loads(modules.read_text()) if "Pooling" not in module["type"]]
-    modules.write_text(json.dumps(kept))
+    others = [module for module in json.loads(modules.read_text()) if "Pooling" not in module["type"]]
+    modules.write_text(json.dumps(others))
     with pytest.raises(UserError, match=r"encoder\.pooling=cls.*null"):
         encode_texts(replace(MINILM, path=str(tmp_path / "model"), pooling="cls"), ["a"])
 
@@ -160,8 +162,8 @@ def cosine(a: str, b: str) -> float:
     return float(sum(n * second[gram] for gram, n in first.items()) / (lengths[0] * lengths[1]))
 
 
-def test_lexical_cosine_equals_that_of_the_counts() -> None:
-    """No two of these n-grams collide in so many dimensions, so the cosine is exact."""
+def test_lexical_cosine_equals_cosine_of_the_counts() -> None:
+    """No two of these n-grams get the same of the 2**14 dimensions, so the cosine is exact."""
     texts = ["the cat sat on the mat", "The dog sat on the mat", "stock prices fell", "the the the cat"]
     vectors = encode_texts(LEXICAL, texts)
     for i, first in enumerate(texts):
@@ -176,7 +178,7 @@ def test_lexical_vector_depends_on_its_text_alone_and_is_zero_if_empty() -> None
     np.testing.assert_array_equal(encode_texts(LEXICAL, ["a cat"])[0], together[2])
 
 
-def test_unit_by_hand() -> None:
+def test_unit_scales_rows_to_length_one_except_zeros() -> None:
     scaled = unit(np.array([[3, 4], [0, 0]], dtype=np.float32))
     np.testing.assert_allclose(scaled, [[0.6, 0.8], [0, 0]], atol=1e-7)
     assert scaled.dtype == np.float32
@@ -186,7 +188,7 @@ LONG = " ".join(f"Step {i}: add {i} apples to the basket and count them." for i 
 
 
 def test_unread_counts_tokens_beyond_the_window() -> None:
-    """As in the paper, a text is cut: 62 tokens, plus [CLS] and [SEP]."""
+    """As in the paper, the encoder cuts a text. It reads 62 tokens, [CLS] and [SEP]."""
     texts = ["short", LONG + " Eat them.", LONG + " Sell them."]
     with MINILM.open("cpu") as encode:
         vectors, counts = encode(texts), unread(encode, texts)
@@ -206,13 +208,13 @@ def test_windows_average_all_windows_of_a_long_text(prefix: str) -> None:
         expected = unit(cut(parts).mean(axis=0, keepdims=True))[0]
         np.testing.assert_allclose(vectors[0], cut(texts[:1])[0], atol=1e-6)
     assert "".join(parts) == texts[1]
-    assert not any(a[-1:].isalnum() and b[:1].isalnum() for a, b in pairwise(parts))  # cut between words
+    assert not any(a[-1:].isalnum() and b[:1].isalnum() for a, b in pairwise(parts))  # windows begin between words
     np.testing.assert_allclose(vectors[1], expected, atol=1e-6)
     assert float(vectors[1] @ vectors[2]) < 1 - 1e-4
     assert counts[:, 1].tolist() == [0, 0, 0]
 
 
-def test_windows_of_a_text_without_spaces() -> None:
+def test_windows_cover_a_text_without_spaces() -> None:
     with replace(MINILM, long_texts="windows").open("cpu") as encode:
         parts = encode._parts("狗" * 300)
         assert "".join(parts) == "狗" * 300
@@ -220,7 +222,7 @@ def test_windows_of_a_text_without_spaces() -> None:
         assert np.isfinite(encode(["狗" * 300, "x" * 3000])).all()
 
 
-def test_embed_truncated_texts_are_counted_and_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_embed_counts_truncated_texts_and_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     prompts = [("A short target.", [LONG + f" End {i}." for i in range(3)])]
     summary = embed(tmp_path, MINILM, Local(1, 2), prompts, "cpu")
     assert summary["texts_cut"] == 3
@@ -234,9 +236,9 @@ def test_embed_by_windows_distinguishes_texts_with_a_common_beginning(tmp_path: 
     prompts = [(row["target"], row["responses"]) for row in rows[:1]]
     wide = replace(MINILM, max_tokens=256, batch_size=16)
     similarity = {}
-    for how in ("cut", "windows"):
-        (folder := tmp_path / how).mkdir()
-        embed(folder, replace(wide, long_texts=how), Local(1, 100), prompts, "cpu")
+    for long_texts in ("cut", "windows"):
+        (folder := tmp_path / long_texts).mkdir()
+        embed(folder, replace(wide, long_texts=long_texts), Local(1, 100), prompts, "cpu")
         vectors = Vectors(folder / CANDIDATES)
-        similarity[how] = float((vectors[0 : len(vectors)] @ Vectors(folder / TARGETS)[0:1][0]).min())
+        similarity[long_texts] = float((vectors[0 : len(vectors)] @ Vectors(folder / TARGETS)[0:1][0]).min())
     assert similarity["cut"] > 0.999 > similarity["windows"]

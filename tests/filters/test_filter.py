@@ -1,4 +1,4 @@
-"""The filter stage against values computed by hand, and its properties on random prompts."""
+"""Compare the filter stage with values computed by hand, and check its properties on random prompts."""
 
 import json
 import math
@@ -33,7 +33,7 @@ from studies.gradient_error.experiment import select_samples
 from tiny import example
 
 EXAMPLES = {name: example(name, "?", "target") for name in ("p", "q", "r")}
-COSINES = {"good": 0.9, "fair": 0.5, "bad": 0.1, "worse": -0.2}  # to the target
+COSINES = {"good": 0.9, "fair": 0.5, "bad": 0.1, "worse": -0.2}  # cosines to the target
 SCORES = {"good": 1.0, "fair": 0.5, "bad": 0.0, "worse": 0.0, "target": 0.875}
 SAMPLED = {
     "p": ["good", "bad", "worse", "fair", "bad"],
@@ -82,7 +82,7 @@ def test_negatives_store_log_probability_and_score(tmp_path: Path, graded: bool)
 
 
 def test_summary_equals_values_computed_by_hand(tmp_path: Path) -> None:
-    """Distinct: good, bad, worse, fair of p; good of q; fair, good, worse, bad of r. Drawn: bad, worse of p and r."""
+    """p and r have four distinct candidates, and q has one: good. The filter draws bad and worse of p and of r."""
     summary = select(tmp_path, LeastSimilar(0.5, "distinct"))
     expected = {
         "prompts": 3,
@@ -118,7 +118,12 @@ def test_similarities_and_prompts_files_equal_values_computed_by_hand(tmp_path: 
     similarities = pd.read_parquet(tmp_path / SIMILARITIES)
     assert similarities["id"].tolist() == ["p"] * 4 + ["q"] + ["r"] * 4
     assert similarities.groupby("id")["drawn"].sum().to_dict() == {"p": 2, "q": 0, "r": 2}
-    assert similarities.loc[similarities["id"] == "p", "sample"].tolist() == [2, 1, 3, 0]  # worse, bad, fair, good
+    assert similarities.loc[similarities["id"] == "p", "sample"].tolist() == [
+        2,
+        1,
+        3,
+        0,
+    ]  # the texts are worse, bad, fair, good
     assert similarities.loc[similarities["id"] == "r", "score"].tolist() == [0, 0, 0.5, 1]
     prompts = pd.read_parquet(tmp_path / PROMPTS).set_index("id")
     assert prompts["too_few"].to_dict() == {"p": "", "q": "distinct", "r": ""}
@@ -129,7 +134,7 @@ def test_similarities_and_prompts_files_equal_values_computed_by_hand(tmp_path: 
 
 
 def test_similarities_file_has_consensus_and_log_probability(tmp_path: Path) -> None:
-    """Cosines of p to (1, 0): good 0.9, bad 0.1 (twice), worse -0.2, fair 0.5. Angles give the cosines between them."""
+    """The cosines of candidates to the target (1, 0) give their angles, and these give the cosines between them."""
     select(tmp_path, LeastSimilar(0.5, "distinct"))
     similarities = pd.read_parquet(tmp_path / SIMILARITIES)
     rows = similarities[similarities["id"] == "p"]
@@ -142,14 +147,20 @@ def test_similarities_file_has_consensus_and_log_probability(tmp_path: Path) -> 
 
 
 def test_signals_are_measured_only_with_a_scorer(tmp_path: Path) -> None:
-    """Only p and r have right and wrong candidates; the right one, "good", is the most similar. q has only "good"."""
+    """p and r have one right candidate, "good", which is the most similar, and three wrong ones. q has only "good"."""
     summary = select(tmp_path, LeastSimilar(0.5, "distinct"))
     table = json.loads((tmp_path / DIAGNOSTICS).read_text())["signals"]
     assert [row["signal"] for row in table] == ["similarity", "consensus", "log_prob", "rank_sum"]
     similarity = table[0]
-    # Ranks of the wrong: 1/8 3/8 5/8, twice; of the right: 7/8 twice and 1/2. So 2 * 6 + 4 of 18 pairs are ordered.
+    # The wrong candidates have the ranks 1/8, 3/8 and 5/8, each twice. The right ones have 7/8 twice, and 1/2.
+    # So the right candidate has the higher rank in 2 * 6 + 4 of 18 pairs.
     assert similarity["auc"] == summary["auc_similarity"] == pytest.approx(16 / 18)
-    assert similarity["false_negatives"] == [0, 0, 0, None]  # keeps 3, 2, 1, 0 of four, none of q's one
+    assert similarity["false_negatives"] == [
+        0,
+        0,
+        0,
+        None,
+    ]  # 3, 2, 1 and 0 of four candidates are kept
     unscored = select(tmp_path, LeastSimilar(0.5, "distinct"), graded=False)
     assert json.loads((tmp_path / DIAGNOSTICS).read_text())["signals"] == []
     assert not [name for name in unscored if name.startswith("auc_")]
@@ -198,14 +209,14 @@ PROMPT = st.lists(st.sampled_from(["", " ", "target", *WORDS, *(f"{w} " for w in
 
 
 def cosine(text: str) -> float:
-    """Return a different cosine for every word."""
+    """Return a cosine that differs between words."""
     return (WORDS.index(text.strip()) - 4) / 5 if text.strip() in WORDS else 0.3
 
 
 def negative_texts(
     folder: Path, sampled: dict[str, Sequence[str]], selector: Any, max_negatives: int
 ) -> dict[str, list[str]]:
-    """Return the negatives' stripped texts in rank order, per prompt; empty if no prompt has enough."""
+    """Return per prompt the stripped texts of its negatives in rank order; {} if no prompt has enough candidates."""
     sources = write_sources(folder, sampled, cosine)
     examples = {name: example(name, "?", "target") for name in sampled}
     config = Filter(selector, max_negatives, "drop_everywhere", 7, None)
@@ -251,28 +262,30 @@ def test_negatives_of_a_prompt_are_distinct_and_independent_of_other_prompts(
 @pytest.mark.parametrize(
     "selector",
     [LeastSimilar(0.75, "distinct"), MostSimilarBelow(1.0), LeastLikely(0.75, "distinct")],
-    ids=["drawn", "ranked", "likely"],
+    ids=["least similar", "most similar", "least likely"],
 )
-def test_gradient_study_uses_the_negatives_of_training(tmp_path: Path, cosine_of: Any, selector: Any) -> None:
+def test_gradient_study_selects_the_negatives_of_the_filter_stage(
+    tmp_path: Path, cosine_of: Any, selector: Any
+) -> None:
     sources, config = (
         write_sources(tmp_path / "in", SAMPLED, cosine_of),
         Filter(selector, 2, "drop_everywhere", 0, None),
     )
     select_negatives(tmp_path, config, EXAMPLES, *sources, None)
-    trained = read_negatives(tmp_path / FILE)
+    negatives = read_negatives(tmp_path / FILE)
     similarities = pd.read_parquet(tmp_path / SIMILARITIES)
     kept, drawn = select_samples(config, EXAMPLES, *sources, None)
     for name, mask, rows in zip(SAMPLED, kept, drawn, strict=True):
-        assert list(rows) == [negative.sample for negative in trained.get(name, [])]
+        assert list(rows) == [negative.sample for negative in negatives.get(name, [])]
         rows_kept = similarities[(similarities["id"] == name) & similarities["kept"]]
         assert set(np.flatnonzero(mask)) == set(rows_kept["sample"])
 
 
-def test_block_size_of_reading_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_size_of_reading_does_not_change_negatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sampled = {f"p{i}": [WORDS[(i * k) % 9] for k in range(1, 9)] for i in range(1, 9)}
-    whole = negative_texts(tmp_path / "whole", sampled, Everything(), 3)
+    expected = negative_texts(tmp_path / "whole", sampled, Everything(), 3)
     whole_prompts = files.whole_prompts
     monkeypatch.setattr(
         "selfcontrast.filters.filter.whole_prompts", lambda file, columns: whole_prompts(file, columns, rows=3)
     )
-    assert negative_texts(tmp_path / "pieces", sampled, Everything(), 3) == whole != {}
+    assert negative_texts(tmp_path / "pieces", sampled, Everything(), 3) == expected != {}

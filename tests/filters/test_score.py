@@ -1,4 +1,4 @@
-"""The score stage: every distinct response is scored once; rewards are in the candidates' order."""
+"""Test that the score stage scores each distinct response once, with rewards in the candidates' order."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ PROMPTS = [
 
 
 class LengthRewardModel:
-    """A reward model: response length plus a tenth of the question's length. It records its calls."""
+    """A reward model that adds the response's length and a tenth of the question's, and records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
@@ -37,11 +37,14 @@ class LengthRewardModel:
         yield reward
 
 
-def test_score_by_hand(tmp_path: Path) -> None:
+def test_score_writes_rewards_in_the_order_of_the_candidates(tmp_path: Path) -> None:
     model: Any = LengthRewardModel()
     summary = score(tmp_path, model, Local(1, 3), PROMPTS, "cpu")
     assert summary == {"prompts": 3, "responses": 8, "distinct": 6}
-    assert model.calls == [["target", "a", "bb"], ["a", "a", "ccc"]]  # whole prompts, at least three responses
+    assert model.calls == [
+        ["target", "a", "bb"],
+        ["a", "a", "ccc"],
+    ]  # each shard has whole prompts and at least three responses
     stored = list(read_rewards(tmp_path))
     assert [name for name, _, _ in stored] == [example.id for example, _ in PROMPTS]
     assert [target for _, target, _ in stored] == pytest.approx([6.4, 1.4, 1.4])
@@ -55,9 +58,9 @@ def test_score_by_hand(tmp_path: Path) -> None:
 def test_score_reuses_existing_shards(tmp_path: Path) -> None:
     score(tmp_path, LengthRewardModel(), Local(1, 3), PROMPTS, "cpu")  # type: ignore[arg-type]
     (tmp_path / FILE).unlink()
-    again: Any = LengthRewardModel()
-    score(tmp_path, again, Local(1, 3), PROMPTS, "cpu")
-    assert again.calls == []
+    model: Any = LengthRewardModel()
+    score(tmp_path, model, Local(1, 3), PROMPTS, "cpu")
+    assert model.calls == []
     assert len(list(read_rewards(tmp_path))) == 3
 
 

@@ -1,4 +1,4 @@
-"""The settings of the filter, and their check before any compute."""
+"""Test that the filter's settings are checked before any compute."""
 
 from typing import Any
 
@@ -60,12 +60,12 @@ from selfcontrast.filters.selectors import (
         (filter_settings(16, selector=LogDeterminant(0.25, 0.1)), 4, 32, r"max_negatives=16 .* 8 of "),
     ],
 )
-def test_filter_check_impossible_raises(settings: Filter, negatives: int, samples: int, line: str) -> None:
+def test_filter_check_of_impossible_settings_raises(settings: Filter, negatives: int, samples: int, line: str) -> None:
     with pytest.raises(UserError, match=line):
         settings.check(negatives, samples, verified=False, log_probs=False)
 
 
-def test_filter_check_possible_passes() -> None:
+def test_filter_check_of_possible_settings_passes() -> None:
     filter_settings(16).check(16, 32, verified=False, log_probs=False)
     filter_settings(8, selector=LeastSimilar(0.25, "distinct")).check(1, 32, verified=False, log_probs=False)
     filter_settings(16, "refill", LeastSimilar(0.25, "distinct")).check(

@@ -1,4 +1,4 @@
-"""The table of signals equals values computed by hand and by plain loops, and scikit-learn's AUC."""
+"""Compare the table of signals with values by hand, with plain loops, and with scikit-learn's AUC."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ PROMPTS = st.lists(st.lists(CANDIDATE, min_size=1, max_size=9), min_size=1, max_
 
 
 def candidate_frame(prompts: list[list[Any]]) -> pd.DataFrame:
-    """Return the stage's rows of candidates given as (similarity, consensus, log_prob, tokens, good)."""
+    """Return the table of candidates, each given as (similarity, consensus, log_prob, tokens, good)."""
     rows = [(p, *c) for p, candidates in enumerate(prompts) for c in sorted(candidates, key=lambda c: c[0])]
     columns = ["prompt", "similarity", "consensus", "log_prob", "tokens", "good"]
     return pd.DataFrame(rows, columns=columns).assign(score=1.0)
@@ -65,12 +65,12 @@ def test_signal_table_equals_plain_loops(prompts: list[list[Any]]) -> None:
         assert table[name]["false_negatives"] == pytest.approx(rates)
 
 
-def test_signal_table_by_hand() -> None:
-    """Of the first prompt's four candidates only the third is good; of the second's two, only the first.
+def test_signal_table_equals_values_by_hand() -> None:
+    """The first prompt has one good candidate of four, the third. The second prompt has one of two, the first.
 
-    By similarity the good ones have the ranks 5/8 and 1/4, the bad ones 1/8, 3/8, 7/8 and 3/4. Of eight pairs, 5/8 wins
-    two and 1/4 wins one. By consensus the good ones have the ranks 7/8 and 3/4 and win all pairs against 1/8, 3/8, 5/8
-    and 1/4.
+    By similarity, the good candidates have the ranks 5/8 and 1/4, and the bad candidates 1/8, 3/8, 7/8 and 3/4. So the
+    good candidate has the higher rank in 2 + 1 of 8 pairs. By consensus, the good candidates have the ranks 7/8 and
+    3/4, above all bad candidates: 1/8, 3/8, 5/8 and 1/4.
     """
     first = [(0.1, 0.1, -9, 1, False), (0.2, 0.2, -8, 1, False), (0.3, 0.9, -1, 1, True), (0.4, 0.4, -6, 1, False)]
     second = [(0.5, 0.9, -4, 2, True), (0.6, 0.1, -6, 2, False)]
@@ -80,20 +80,20 @@ def test_signal_table_by_hand() -> None:
     assert table["consensus"]["auc"] == 1
     assert table["consensus"]["false_negatives"] == [0, 0, 0, None]
     assert table["log_prob"]["auc"] == 1
-    assert table["rank_sum"]["false_negatives"] == [0, 0, 0, None]  # rank sums 3, 6, 11, 10; 5, 4
+    assert table["rank_sum"]["false_negatives"] == [0, 0, 0, None]  # the rank sums are 3, 6, 11, 10 and 5, 4
 
 
-@given(values=st.lists(GRID, max_size=12), groups=st.randoms())
-def test_ranks_are_within_groups_in_any_order(values: list[float], groups: Any) -> None:
-    owners = [groups.randrange(3) for _ in values]
-    result = ranks(np.array(values), np.array(owners, dtype=int)).tolist()
-    for group in set(owners):
-        members = [i for i, owner in enumerate(owners) if owner == group]
+@given(values=st.lists(GRID, max_size=12), draw=st.randoms())
+def test_ranks_are_computed_within_groups_in_any_order(values: list[float], draw: Any) -> None:
+    groups = [draw.randrange(3) for _ in values]
+    result = ranks(np.array(values), np.array(groups, dtype=int)).tolist()
+    for group in set(groups):
+        members = [i for i, other in enumerate(groups) if other == group]
         assert [result[i] for i in members] == ranks_of([values[i] for i in members])
     assert ranks(np.array(values)).tolist() == ranks_of(values)
 
 
-def test_signal_table_omits_unknown_log_probabilities_and_needs_scores() -> None:
+def test_signal_table_omits_unknown_log_probabilities_and_is_empty_without_scores() -> None:
     candidates = candidate_frame([[(0.1, 0.2, -1, 1, True), (0.2, 0.1, -2, 1, False)]])
     assert [row["signal"] for row in signal_table(candidates.assign(log_prob=[-1.0, np.nan]))] == [
         "similarity",

@@ -1,4 +1,4 @@
-"""`choose_negatives` against the filter stage."""
+"""Compare `choose_negatives` with the filter stage."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +47,7 @@ TARGETS = {"first": "the cat", "second": "one two three four"}
 
 
 @pytest.mark.parametrize("selector", SELECTORS, ids=lambda s: type(s).__name__)
-def test_choose_negatives_equals_the_stage(tmp_path: Path, selector: Any) -> None:
+def test_choose_negatives_returns_the_negatives_of_the_filter_stage(tmp_path: Path, selector: Any) -> None:
     prompts: list[tuple[str, Sequence[str]]] = [(TARGETS[name], texts) for name, texts in SAMPLED.items()]
     candidates = write_candidates(tmp_path, SAMPLED)
     embed(tmp_path, ENCODER, Local(2, 100), prompts, "cpu")
@@ -69,16 +69,16 @@ def ones(texts: Sequence[str]) -> Any:
     return np.ones((len(texts), 2))
 
 
-def test_choose_negatives_too_few_refused() -> None:
+def test_choose_negatives_from_too_few_candidates_raises() -> None:
     with pytest.raises(UserError, match=r"1 of filter\.max_negatives=2"):
         choose_negatives("a", ["b", "b", "a", ""], encoder=ones, selector=Everything(), k=2)
 
 
-def test_choose_negatives_by_log_probabilities_refused() -> None:
+def test_choose_negatives_with_a_selector_of_log_probabilities_raises() -> None:
     with pytest.raises(UserError, match=r"LeastLikely .*log-probabilities"):
         choose_negatives("a", ["b"], encoder=ones, selector=LeastLikely(1.0, "distinct"), k=1)
 
 
-def test_choose_negatives_by_scores_refused() -> None:
+def test_choose_negatives_with_a_selector_of_scores_raises() -> None:
     with pytest.raises(UserError, match="LowestScored needs scores"):
         choose_negatives("a", ["b"], encoder=ones, selector=LowestScored(0.5, 0.5), k=1)

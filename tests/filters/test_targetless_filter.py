@@ -1,4 +1,4 @@
-"""The filter on prompts without target: their similarities are unknown, so nothing depends on or reports them."""
+"""Test the filter on prompts without target. Their similarities are unknown, so no result depends on them."""
 
 import math
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ from tiny import example
 
 TEXTS = {
     "bare": ["one", "one", "one of two", "far away", ""],
-    "own": ["one", "two", "two", "the target"],
+    "answered": ["one", "two", "two", "the target"],
     "last": ["nowhere", "one", "one", "on"],
 }
 EXAMPLES = {
     "bare": replace(example("bare", "A?", "", answer="one"), has_target=False),
-    "own": example("own", "B?", "the target"),
+    "answered": example("answered", "B?", "the target"),
     "last": replace(example("last", "C?", "", answer="one"), has_target=False),
 }
 
@@ -84,19 +84,19 @@ def test_selector_that_needs_no_target_ignores_similarities(selector: Any, candi
     assert selector.select(unknown).tolist() == selector.select(candidates).tolist()
 
 
-def test_consensus_and_lowest_consensus_without_targets(tmp_path: Path) -> None:
-    summary = stage(tmp_path, ["bare", "own", "last"], filter_with(LeastConsistentFirst()), Consensus())
+def test_consensus_chooses_positives_and_negatives_without_targets(tmp_path: Path) -> None:
+    summary = stage(tmp_path, ["bare", "answered", "last"], filter_with(LeastConsistentFirst()), Consensus())
     negatives = read_negatives(tmp_path / FILE)
     assert {name: [item.text for item in items] for name, items in negatives.items()} == {
-        "bare": ["far away"], "own": ["one"], "last": ["nowhere"],
+        "bare": ["far away"], "answered": ["one"], "last": ["nowhere"],
     }  # fmt: skip
     positives = read_chosen(tmp_path) or {}
     assert {name: [item.text for item in items] for name, items in positives.items()} == {
-        "bare": ["one"], "own": ["two"], "last": ["one"],
+        "bare": ["one"], "answered": ["two"], "last": ["one"],
     }  # fmt: skip
-    assert [math.isnan(negatives[name][0].similarity) for name in ("bare", "own", "last")] == [True, False, True]
+    assert [math.isnan(negatives[name][0].similarity) for name in ("bare", "answered", "last")] == [True, False, True]
     known = pd.read_parquet(tmp_path / SIMILARITIES).groupby("id")["similarity"].count().to_dict()
-    assert known == {"bare": 0, "own": 2, "last": 0}
+    assert known == {"bare": 0, "answered": 2, "last": 0}
     assert math.isfinite(summary["similarity_candidates"])
     assert len(summary["characters_targets"]) == 3
 
@@ -109,11 +109,11 @@ def test_summary_without_any_target_has_no_similarity(tmp_path: Path) -> None:
 
 
 def test_false_negatives_by_reward_exclude_prompts_without_target(tmp_path: Path) -> None:
-    """The reward is the length. Of "own" no candidate but the target's copy is as long as the target."""
-    summary = stage(tmp_path, ["bare", "own", "last"], filter_with(Everything()), BestOfN(), rewarded=True)
+    """The reward is the length. In the prompt "answered", only the copy of the target is as long as the target."""
+    summary = stage(tmp_path, ["bare", "answered", "last"], filter_with(Everything()), BestOfN(), rewarded=True)
     assert (summary["false_negatives_before"], summary["false_negatives_after"]) == (0.0, 0.0)
     positives = read_chosen(tmp_path) or {}
-    assert [positives[name][0].text for name in ("bare", "own", "last")] == ["one of two", "the target", "nowhere"]
+    assert [positives[name][0].text for name in ("bare", "answered", "last")] == ["one of two", "the target", "nowhere"]
 
 
 def test_rewards_without_any_target_give_no_false_negatives(tmp_path: Path) -> None:
@@ -123,11 +123,11 @@ def test_rewards_without_any_target_give_no_false_negatives(tmp_path: Path) -> N
     assert not any("false" in line or "nan" in line for line in lines(summary))
 
 
-def test_verifier_gives_false_negatives_and_signals_without_targets(tmp_path: Path) -> None:
+def test_verifier_scores_give_false_negatives_and_signals_without_targets(tmp_path: Path) -> None:
     """Texts with "one" are right: two of the three distinct texts of "bare", and one of the three of "last"."""
     scorer = VerifierScorer(Contains(ignore_case=False))
     summary = stage(tmp_path, ["bare", "last"], filter_with(Everything()), Consensus(), scorer=scorer)
     assert summary["false_negatives_before"] == 3 / 6
     signals = {name for name in summary if name.startswith("auc_")}
-    assert signals == {"auc_consensus", "auc_log_prob", "auc_rank_sum"}  # nothing is similar to a target
+    assert signals == {"auc_consensus", "auc_log_prob", "auc_rank_sum"}  # without targets, there is no similarity
     assert pd.read_parquet(tmp_path / PROMPTS)["target_score"].isna().all(), "there is no target to score"

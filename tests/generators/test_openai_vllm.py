@@ -6,7 +6,7 @@ import pytest
 
 from selfcontrast.data.candidates import Candidate, Decoding
 from selfcontrast.generators.openai import OpenAI
-from vllm_cases import REQUESTS, by_hf
+from vllm_cases import REQUESTS, hf_answers
 
 EXTRA = {"return_token_ids": True, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 GREEDY = Decoding(1, 0.0, 1.0, 16, 128)
@@ -23,7 +23,7 @@ def sample(url: str, policy: Path, decoding: Decoding, **changes: object) -> lis
 
 @pytest.mark.vllm
 def test_greedy_samples_equal_transformers(vllm_server: str, wide_policy: Path) -> None:
-    for candidate, expected in zip(sample(vllm_server, wide_policy, GREEDY), by_hf(wide_policy), strict=True):
+    for candidate, expected in zip(sample(vllm_server, wide_policy, GREEDY), hf_answers(wide_policy), strict=True):
         assert (candidate.id, candidate.text, candidate.token_ids) == (expected.id, expected.text, expected.token_ids)
         assert candidate.finish_reason == expected.finish_reason
         assert candidate.log_prob == pytest.approx(expected.log_prob, abs=1e-3)

@@ -25,7 +25,7 @@ from selfcontrast.generators.backend import Sampler
 from selfcontrast.generators.vllm import VLLM, completion_request
 from selfcontrast.store import settings_of
 from tiny import ROOT, tokenizer
-from vllm_cases import FREE, GREEDY, LENGTH, REQUESTS, backend, by_hf, same
+from vllm_cases import FREE, GREEDY, LENGTH, REQUESTS, backend, hf_answers, same
 
 TOKENIZER = tokenizer()
 ENDS = Renderer(TOKENIZER).end_ids
@@ -58,7 +58,7 @@ def test_ids_outside_the_tokenizer_end_a_response(caplog: pytest.LogCaptureFixtu
 
 @pytest.mark.vllm
 def test_greedy_samples_equal_transformers(vllm_sampler: Sampler, wide_policy: Path) -> None:
-    expected = by_hf(wide_policy)
+    expected = hf_answers(wide_policy)
     assert len({len(request.prompt) for request in REQUESTS}) >= 6
     assert same(vllm_sampler(REQUESTS, GREEDY, 0), expected)
 
@@ -187,8 +187,8 @@ def test_adapter_equals_its_merged_model(
     merged = adapter(tmp_path / "adapter", wide_model)
     merged.save_pretrained(tmp_path / "merged")
     TOKENIZER.save_pretrained(tmp_path / "merged")
-    expected = by_hf(tmp_path / "merged")
-    assert [c.token_ids for c in expected] != [c.token_ids for c in by_hf(wide_policy)]
+    expected = hf_answers(tmp_path / "merged")
+    assert [c.token_ids for c in expected] != [c.token_ids for c in hf_answers(wide_policy)]
     with backend(python=vllm_python, adapter=str(tmp_path / "adapter")).open(wide_policy, "cpu") as sample:
         assert same(sample(REQUESTS, GREEDY, 0), expected)
 

@@ -15,7 +15,7 @@ from processes import in_session, vllm_workers, wait_until_gone
 from selfcontrast.errors import UserError
 from selfcontrast.generators.vllm_process import engines
 from selfcontrast.generators.vllm_worker import VllmEngine
-from vllm_cases import FREE, GREEDY, REQUESTS, backend, by_hf, same
+from vllm_cases import FREE, GREEDY, REQUESTS, backend, hf_answers, same
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +83,7 @@ def test_killed_engine_raises_and_leaves_no_process(vllm_python: str, wide_polic
 
 @pytest.mark.vllm
 def test_two_engines_share_the_work_and_leave_nothing_behind(vllm_python: str, wide_policy: Path, logs: Path) -> None:
-    expected = by_hf(wide_policy)
+    expected = hf_answers(wide_policy)
     with backend(python=vllm_python, data_parallel_size=2).open(wide_policy, "cpu") as sample:
         workers = vllm_workers()
         assert len(workers) == 2

@@ -9,7 +9,7 @@ import pytest
 
 from selfcontrast.data.rendering import Renderer
 from tiny import tokenizer
-from vllm_cases import REQUESTS, by_hf
+from vllm_cases import REQUESTS, hf_answers
 
 ENDS = sorted(Renderer(tokenizer()).end_ids)
 
@@ -24,7 +24,7 @@ def post(url: str, body: dict[str, Any]) -> Any:
 
 @pytest.mark.vllm
 def test_completions_return_token_ids_and_log_probabilities(vllm_server: str, wide_policy: Path) -> None:
-    expected = by_hf(wide_policy)
+    expected = hf_answers(wide_policy)
     body = {
         "model": "policy",
         "prompt": [request.prompt for request in REQUESTS],

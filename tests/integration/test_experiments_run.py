@@ -9,7 +9,7 @@ import pytest
 from jobs import read_result, run_train, stages
 from selfcontrast.debug import ROWS, write_debug
 from selfcontrast.models.loading import load_tokenizer
-from test_experiments import chosen
+from test_experiments import overrides_of
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(workplace: Path, experiment: str, *overrides: str, script: str = "train.py") -> dict[str, Any]:
     out = workplace / experiment.replace("/", "_")
-    names = chosen(experiment) if script == "train.py" else [experiment]
+    names = overrides_of(experiment) if script == "train.py" else [experiment]
     ended = run_train(*names, "+debug=tiny", f"hydra.run.dir={out}", *overrides, cwd=workplace, script=script)
     assert ended.returncode == 0, ended.stderr
     assert (out / "report.html").is_file()

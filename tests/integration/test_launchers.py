@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import TINY, came_to, read_result, run_train
+from jobs import TINY, comparable_numbers, read_result, run_train
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ def run_sweep(folder: Path, *launcher: str, env: Mapping[str, str] | None = None
     assert "filter.max_negatives=4" in printed
     results = [read_result(folder / "sweep" / job) for job in ("0", "2", "3", "4")]
     assert (folder / "sweep/0/metrics/align.csv").exists()
-    return {r["negatives"]: came_to(r) for r in results}
+    return {r["negatives"]: comparable_numbers(r) for r in results}
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import psutil
 import pytest
 from test_wandb_sweep import SHARED
 
-from agents import environment, holds_secret, output_of, stage_of, start_wandb, sweep_file, wandb
+from agents import environment, files_with_secret, output_of, stage_of, start_wandb, sweep_file, wandb
 from jobs import read_result, stages, wait_for
 from selfcontrast.store import MANIFEST
 from wandb_server import Run, WandbServer, serving
@@ -37,7 +37,7 @@ def test_two_agents_compute_shared_stages_once(tmp_path: Path) -> None:
     for stage in SHARED - {"data"}:  # both runs use the data
         assert computed.count(stage) == 1, stage
         assert len(list((tmp_path / "store" / stage).glob(f"*/{MANIFEST}"))) == 1
-    assert holds_secret(tmp_path) == []
+    assert files_with_secret(tmp_path) == []
 
 
 def test_agent_after_a_killed_agent_reuses_its_stages(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from agents import environment, holds_secret, stage_of, sweep_file, wandb
-from jobs import ROOT, SECRET, TINY, came_to, read_result, run_train
+from agents import environment, files_with_secret, stage_of, sweep_file, wandb
+from jobs import ROOT, SECRET, TINY, comparable_numbers, read_result, run_train
 from selfcontrast.store import MANIFEST
 from wandb_server import WandbServer, serving
 
@@ -97,11 +97,11 @@ def test_multirun_over_the_same_points_gives_the_same_results(
     assert ended.returncode == 0, ended.stderr
     for number in range(4):
         by_agent = read_result(folder / "outputs" / f"run{number}")
-        assert came_to(read_result(tmp_path / "sweep" / str(number))) == came_to(by_agent)
+        assert comparable_numbers(read_result(tmp_path / "sweep" / str(number))) == comparable_numbers(by_agent)
 
 
 def test_wandb_api_key_is_in_no_file_and_no_request_body(finished_sweep: tuple[Path, WandbServer]) -> None:
     folder, server = finished_sweep
     assert {request.key for request in server.requests if request.path == "/graphql"} == {SECRET}
     assert [r.path for r in server.requests if SECRET in r.path or SECRET.encode() in r.body] == []
-    assert holds_secret(folder) == []
+    assert files_with_secret(folder) == []

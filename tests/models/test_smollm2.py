@@ -23,7 +23,7 @@ from selfcontrast.models import smollm2
 from selfcontrast.models.smollm2 import gguf_file
 from selfcontrast.training.sft import fine_tune
 from selfcontrast.training.training import Training
-from smol import CAPITAL, SMOLLM2, smollm2_folder, started
+from smol import CAPITAL, SMOLLM2, model_and_tokenizer, smollm2_folder
 from tiny import example, hardware, lora, optim
 
 SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
@@ -132,7 +132,7 @@ def test_chat_template_can_be_replaced() -> None:
 
 
 def test_start_returns_a_plain_llama_with_tied_embeddings() -> None:
-    model, tokenizer = started()
+    model, tokenizer = model_and_tokenizer()
     assert type(model) is LlamaForCausalLM
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert not hasattr(model.config, "quantization_config")
@@ -150,7 +150,7 @@ def test_bfloat16_weights_are_rounded_and_predict_nearly_the_same() -> None:
     torch.manual_seed(1)
     rounded, tokenizer = replace(SMOLLM2, dtype="bfloat16").start([], 5)
     assert torch.equal(torch.rand(1), expected_draw)  # the global random state is unchanged
-    exact = started()[0]
+    exact = model_and_tokenizer()[0]
     assert {parameter.dtype for parameter in rounded.parameters()} == {torch.bfloat16}
     for name, weight in exact.state_dict().items():
         assert torch.equal(rounded.state_dict()[name], weight.to(torch.bfloat16)), name
@@ -163,7 +163,7 @@ def test_bfloat16_weights_are_rounded_and_predict_nearly_the_same() -> None:
 def test_policy_folder_loads_without_this_package(policy: Path) -> None:
     """With sft=none the stages get float32 safetensors and the tokenizer with its template and digit splitting."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(policy), AutoTokenizer.from_pretrained(policy)
-    state = started()[0].state_dict()
+    state = model_and_tokenizer()[0].state_dict()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     for text in ("a\n\n12 b", "Zürich 你好 🙂", "I'm 5' 11\""):
         assert tokenizer(text)["input_ids"] == SMOLLM2.tokenizer()(text)["input_ids"]
@@ -190,7 +190,7 @@ def test_lm_eval_accuracy_equals_plain_log_probs(policy: Path) -> None:
         for choice in document["choices"]:
             response = renderer.tokenizer(choice)["input_ids"]
             with torch.no_grad():
-                log_probs = started()[0](torch.tensor([prompt + response])).logits[0].log_softmax(-1)
+                log_probs = model_and_tokenizer()[0](torch.tensor([prompt + response])).logits[0].log_softmax(-1)
             sums.append(sum(float(log_probs[len(prompt) - 1 + i, token]) for i, token in enumerate(response)))
         correct.append(int(np.argmax(sums)) == document["gold"])
     assert scores["acc"] == pytest.approx(np.mean(correct))
@@ -201,7 +201,7 @@ def test_lora_step_changes_only_linear_layers(tmp_path: Path) -> None:
     training = Training(lora(stages=["sft"]), optim(epochs=1, batch_size=5, warmup_ratio=0.0), hardware(), 0, print)
     summary = fine_tune(tmp_path, SMOLLM2, {"train": EXAMPLES, "validation": []}, training)
     assert (summary["steps"], summary["examples"], summary["parameters"]) == (1, 5, 134_515_008)
-    before = started()[0].state_dict()
+    before = model_and_tokenizer()[0].state_dict()
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()
     changed_names = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed_names == {name for name in before if "proj" in name}

@@ -9,7 +9,7 @@ from jobs import ROOT
 from selfcontrast.debug import write_debug
 from selfcontrast.errors import UserError
 from studies.paper import reproduce
-from test_experiments import EXPERIMENTS, chosen
+from test_experiments import EXPERIMENTS, overrides_of
 
 
 def test_experiments_expands_names_and_refuses_unknown_names() -> None:
@@ -29,7 +29,7 @@ def test_jobs_of_self_contrast_is_one_per_k_unless_k_is_set() -> None:
 
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if not name.endswith("self_contrast")])
 def test_jobs_of_experiment_without_k_is_one_job(experiment: str) -> None:
-    assert reproduce.jobs(experiment, []) == [chosen(experiment)]
+    assert reproduce.jobs(experiment, []) == [overrides_of(experiment)]
 
 
 def test_command_uses_multirun_for_several_jobs_or_a_launcher() -> None:
