@@ -75,7 +75,7 @@ def evaluate(parts: Parts, config: Mapping[str, Any]) -> Evaluated:
                 for name, artifacts in measured.items()
                 if artifacts
             },
-            samples=samples_of(parts.evaluation.choose(parts.splits), systems, parts.evaluation.ways[0].name),
+            samples=samples_of(parts.evaluation.choose(parts.splits), systems, parts.evaluation.headline_decoding),
             stages=[stage_record(name, artifact) for name, artifact in job.artifacts.items()],
             config=dict(config),
             provenance=provenance(),

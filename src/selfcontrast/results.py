@@ -110,7 +110,7 @@ class Result:
             histories={name: history for name, a in artifacts.items() if (history := _history(a))},
             similarities=_similarities(artifacts),
             lm_eval=lm_eval,
-            samples=samples_of(parts.evaluation.choose(parts.splits), systems, parts.evaluation.ways[0].name),
+            samples=samples_of(parts.evaluation.choose(parts.splits), systems, parts.evaluation.headline_decoding),
             negatives_shown=_negatives_shown(artifacts["filter"], train) if parts.iterations else [],
             config=dict(config),
             provenance={**provenance(), "peak_memory_gib": peak_memory()},
@@ -253,7 +253,7 @@ def stage_record(name: str, artifact: Artifact) -> dict[str, Any]:
 
 def _value(metric: str, comparison: Comparison, parts: Parts) -> float | None:
     """Return the target metric of the policy or, without iterations, of the fine-tuned model; None if it has none."""
-    row = row_of(comparison, parts.label if parts.iterations else BASELINE, parts.evaluation.ways[0].name)
+    row = row_of(comparison, parts.label if parts.iterations else BASELINE, parts.evaluation.headline_decoding)
     values = {"score": row["mean"], "difference": row.get("difference"), "win_rate": row.get("win_rate")}
     value = values[metric]
     return float(value["estimate"]) if value else None

@@ -137,7 +137,8 @@ def work(step: PlannedStage, parts: Parts, sizes: Sizes) -> Work:
             )
         case "evaluate":
             settings = parts.evaluation.of_checkpoints() if _of_checkpoint(step, parts) else parts.evaluation
-            return Work("generate", evaluated * sum(way.samples for way in settings.ways) * response, 0)
+            answers = evaluated * sum(decoding.samples for decoding in settings.named_decodings)
+            return Work("generate", answers * response, 0)
         case "divergence":  # the policy and the fine-tuned model each score the answers
             drawn = evaluated * (parts.evaluation.sampled.samples if parts.evaluation.sampled else 0) * response
             models = 1 if step.label == f"divergence {BASELINE}" else 2

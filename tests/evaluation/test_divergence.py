@@ -256,5 +256,5 @@ def test_checkpoints_without_policy_samples_are_rejected(changes: dict[str, Any]
 
 def test_of_checkpoints_keeps_only_policy_samples() -> None:
     evaluation = settings(decodings=DECODINGS[::-1], checkpoints=4).of_checkpoints()
-    assert [decoding.name for decoding in evaluation.ways] == ["T=1"]
+    assert [decoding.name for decoding in evaluation.named_decodings] == ["T=1"]
     assert evaluation.lm_eval.tasks == []

@@ -149,8 +149,8 @@ def compare(
         "n_bootstrap": settings.n_bootstrap,
         "seed": settings.seed,
     }
-    rows = _rows(answers, settings.ways, measure, options, baseline)
-    first_decoding = settings.ways[0].name
+    rows = _rows(answers, settings.named_decodings, measure, options, baseline)
+    first_decoding = settings.headline_decoding
     categories = [
         CategoryRow(system=name, category=str(category), mean=mean_of(part, measure, options))
         for name in systems
@@ -164,7 +164,7 @@ def compare(
     flagged = set(overlaps.loc[overlaps["flagged"], "id"])
     if 0 < len(flagged) < len(overlaps):
         clean = {name: frame[~frame["id"].isin(flagged)] for name, frame in answers.items()}
-        contamination["without"] = _rows(clean, settings.ways[:1], measure, options, baseline)
+        contamination["without"] = _rows(clean, settings.named_decodings[:1], measure, options, baseline)
     return Comparison(
         measure=measure, rows=rows, categories=categories, likelihood=per_token, contamination=contamination
     )
@@ -184,7 +184,7 @@ def by_prompt(systems: Mapping[str, Path], settings: Evaluation) -> dict[str, An
         return dialogues(frame, decoding, measure).groupby("id")["value"].mean().sort_index()
 
     by_system = {
-        name: {way.name: means(frame, way.name).round(6).tolist() for way in settings.ways}
+        name: {decoding.name: means(frame, decoding.name).round(6).tolist() for decoding in settings.named_decodings}
         for name, frame in answers.items()
     }
     return {"ids": sorted(first_system["id"].unique().tolist()), "means": by_system}
@@ -206,30 +206,30 @@ def measure_of(frame: pd.DataFrame) -> str:
 
 def _rows(
     answers: Mapping[str, pd.DataFrame],
-    ways: Sequence[NamedDecoding],
+    decodings: Sequence[NamedDecoding],
     measure: str,
     options: dict[str, Any],
     baseline: str,
 ) -> list[Row]:
-    base = {way.name: dialogues(answers[baseline], way.name, measure) for way in ways}
+    base = {decoding.name: dialogues(answers[baseline], decoding.name, measure) for decoding in decodings}
     best_decoding = max(base, key=lambda name: float(base[name]["value"].mean()))
     rows = []
-    for way in ways:
+    for decoding in decodings:
         for system, frame in answers.items():
-            scored = dialogues(frame, way.name, measure)
+            scored = dialogues(frame, decoding.name, measure)
             row = Row(
                 system=system,
-                decoding=way.name,
-                temperature=way.temperature,
+                decoding=decoding.name,
+                temperature=decoding.temperature,
                 mean=mean_of(scored, measure, options),
                 # At temperature 1 and top_p 1, this is an unbiased estimate of the policy's entropy.
                 nll=float(-scored["log_prob"].mean()),
                 tokens=float(scored["tokens"].mean()),
             )
             if system != baseline:
-                same_decoding = _paired(scored, base[way.name], options)
+                same_decoding = _paired(scored, base[decoding.name], options)
                 row["difference"], row["p_value"] = same_decoding["difference"], same_decoding["p_value"]
-                row["win_rate"] = _win_rate(scored, base[way.name], options)
+                row["win_rate"] = _win_rate(scored, base[decoding.name], options)
                 row["against_best"] = AgainstBest(
                     decoding=best_decoding, **_paired(scored, base[best_decoding], options)
                 )

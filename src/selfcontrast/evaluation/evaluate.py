@@ -116,29 +116,36 @@ class Evaluation:
                 f"evaluation.checkpoints={self.checkpoints} needs samples from the policy itself to estimate its KL: "
                 "add a decoding with temperature 1 and set evaluation.top_p=1, or set evaluation.checkpoints=0."
             )
-        names = [way.name for way in self.ways]
+        names = [decoding.name for decoding in self.named_decodings]
         if len(set(names)) < len(names):
             raise UserError(f"evaluation.decodings: {', '.join(names)}: two decodings have the same name. Rename one.")
-        for way in self.ways:
-            _ = self.decoding(way)
+        for decoding in self.named_decodings:
+            _ = self.decoding(decoding)
 
     @property
-    def ways(self) -> list[NamedDecoding]:
-        ways: list[NamedDecoding] = convert(self.decodings, list[NamedDecoding], "evaluation.decodings")
-        return ways
+    def named_decodings(self) -> list[NamedDecoding]:
+        decodings: list[NamedDecoding] = convert(self.decodings, list[NamedDecoding], "evaluation.decodings")
+        return decodings
+
+    @property
+    def headline_decoding(self) -> str:
+        """The name of the first decoding, which gives the headline numbers."""
+        return self.named_decodings[0].name
 
     @property
     def sampled(self) -> NamedDecoding | None:
         """The first decoding that samples from the policy itself: temperature 1, without truncation."""
-        return next((way for way in self.ways if way.temperature == 1 and self.top_p == 1), None)
+        return next(
+            (decoding for decoding in self.named_decodings if decoding.temperature == 1 and self.top_p == 1), None
+        )
 
     def of_checkpoints(self) -> "Evaluation":
         """Return the settings for an intermediate checkpoint: only the decoding from which its KL is estimated."""
-        decodings = [self.decodings[i] for i, way in enumerate(self.ways) if way == self.sampled]
+        decodings = [self.decodings[i] for i, decoding in enumerate(self.named_decodings) if decoding == self.sampled]
         return replace(self, decodings=decodings, lm_eval=replace(self.lm_eval, tasks=[]))
 
-    def decoding(self, way: NamedDecoding) -> Decoding:
-        return Decoding(way.samples, way.temperature, self.top_p, self.max_new_tokens, self.max_length)
+    def decoding(self, decoding: NamedDecoding) -> Decoding:
+        return Decoding(decoding.samples, decoding.temperature, self.top_p, self.max_new_tokens, self.max_length)
 
     def choose(self, splits: dict[Split, list[Example]]) -> list[Example]:
         """Choose the evaluated prompts, evenly spaced over the split."""
@@ -194,11 +201,11 @@ def evaluate(
     by_id = {example.id: example for example in examples}
     frames = []
     with responder.engine.ready():
-        for way in settings.ways:
-            sampled = dialogue.play(examples, settings.decoding(way), f"{label} {way.name}")
+        for decoding in settings.named_decodings:
+            sampled = dialogue.play(examples, settings.decoding(decoding), f"{label} {decoding.name}")
             frame = pd.DataFrame([vars(answer) for answer in sampled])
             check_finite(f"the log-probability of {label}'s answer", frame["id"], frame["log_prob"])
-            frame.insert(0, "decoding", way.name)
+            frame.insert(0, "decoding", decoding.name)
             frames.append(frame)
     answers = pd.concat(frames, ignore_index=True)
     answers["category"] = [by_id[name].category for name in answers["id"]]

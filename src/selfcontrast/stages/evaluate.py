@@ -146,7 +146,7 @@ def benchmark_results(
     if task.relative and (BASELINE not in systems or len(systems) == 1):
         return {}
     settings = {"benchmark": task, **({} if task.own_prompts() else {"data": p.data, "verifier": p.verifier})}
-    questions, decoding = task.answer_request(examples), p.evaluation.ways[0].name
+    questions, decoding = task.answer_request(examples), p.evaluation.headline_decoding
     if questions:
         systems = {label: benchmark_answers(job, questions, name, trained[label], label) for label in systems}
         decoding = answers.OWN
