@@ -74,7 +74,7 @@ class Cell:
 
 
 def measure(estimand: str, setting: str, simulate: Simulation, simulations: int) -> Cell:
-    """Run the simulations, each with its own random generator, so that cells do not depend on each other."""
+    """Run the simulations. Each has its own seeded generator, so a cell's result does not depend on which cells run."""
     ends = [simulate(np.random.default_rng([7, seed]), seed) for seed in range(simulations)]
     finite = [(low, high, truth) for low, high, truth in ends if np.isfinite([low, high]).all()]
     covered = sum(low - 1e-12 <= truth <= high + 1e-12 for low, high, truth in finite)
@@ -87,7 +87,10 @@ Difference = tuple[str, Callable[[np.random.Generator, int], Floats], float]
 
 
 def _wins(better: float, worse: float, each: int) -> Difference:
-    """Describe the difference of two systems with these rates of right answers, at `each` answers per prompt."""
+    """Return the name, the sampler and the true difference of two systems with these rates of right answers.
+
+    Args:
+        each: answers per prompt."""
     name = f"right {better:g} and {worse:g}, {each} answers each"
     return name, lambda rng, n: (rng.binomial(each, better, n) - rng.binomial(each, worse, n)) / each, better - worse
 
@@ -173,7 +176,10 @@ def rates(scale: float, sizes: Sequence[int] = SIZES) -> Iterator[Cell]:
 def confounded(
     rng: np.random.Generator, prompts: int, models: list[float], each: int
 ) -> tuple[list[OutcomePairs], Floats]:
-    """Draw each system's pairs, and the prompts' difficulties. On easy prompts the opponent's answers are short."""
+    """Draw each system's outcomes against the opponent, and the prompts' difficulties.
+
+    On easy prompts the opponent's answers are short.
+    """
     size = rng.normal(size=prompts)
     opponent, difficulty = np.exp(7 + 0.6 * size), -size + 0.5 * rng.normal(size=prompts)
     labels = np.repeat(np.arange(prompts), each)
@@ -228,7 +234,7 @@ def equal_length(scale: float, sizes: Sequence[int] = SIZES) -> Iterator[Cell]:
                 simulations,
             )
             yield measure(
-                "the same, difficulty estimated",
+                "rate at equal length, difficulty estimated",
                 f"{setting}, 4 samples of one system",
                 partial(_estimated_difficulty, n=n, models=[model], each=4, difference=False),
                 simulations,

@@ -22,7 +22,7 @@ TIMEOUT = 300  # seconds; a whole tiny job takes about 15
 
 # Settings for any model and data. Every stage takes seconds. Generation has 8 shards and alignment has 32 steps, so
 # both can be killed half-way.
-TINY_ANYWHERE = (
+TINY_FOR_ANY_MODEL = (
     "max_length=128",
     "sft.epochs=1",
     "sft.validations=1",
@@ -52,7 +52,7 @@ TINY_MODEL = (
     "model.layers=2",
     "model.intermediate=128",
 )
-TINY = ("data.train=240", "data.test=48", "data.validation=24", *TINY_MODEL, *TINY_ANYWHERE)
+TINY = ("data.train=240", "data.test=48", "data.validation=24", *TINY_MODEL, *TINY_FOR_ANY_MODEL)
 
 SECRET = "0123456789abcdef" * 2 + "planted0"  # as long as a W&B key
 

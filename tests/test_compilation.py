@@ -32,9 +32,13 @@ def hang(pid_file):
     os.rename(pid_file + ".writing", pid_file)
 """
 SCRIPTS = {
-    "a command that ends": "with preemption.ending():\n hang(sys.argv[1])\n",
+    "a command that ends": "with preemption.end_on_signal():\n hang(sys.argv[1])\n",
+    "a command that forgets the pool before it is shut down": (
+        "compilation.GRACE = 0\nwith preemption.end_on_signal():\n hang(sys.argv[1])\n"
+    ),
     "a command that SIGTERM ends": (
-        "with preemption.ending():\n hang(sys.argv[1])\n os.kill(os.getpid(), signal.SIGTERM)\n time.sleep(10000)\n"
+        "with preemption.end_on_signal():\n"
+        " hang(sys.argv[1])\n os.kill(os.getpid(), signal.SIGTERM)\n time.sleep(10000)\n"
     ),
     "a process that compiles": "compilation.end_workers_at_exit()\nhang(sys.argv[1])\n",
     "a training rank": (

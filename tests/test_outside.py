@@ -13,7 +13,7 @@ from jobs import ROOT, run_train
 from selfcontrast.errors import UserError, printable
 from selfcontrast.store import prune
 from selfcontrast.store.__main__ import main
-from selfcontrast.store.full import explained
+from selfcontrast.store.full import explain_disk_errors
 
 
 def test_output_folder_that_is_a_file_is_reported_in_one_line(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_output_folder_below_a_file_is_reported_in_one_line(tmp_path: Path) -> N
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_full_disk_of_the_output_folder_is_reported_in_one_line(code: int, tmp_path: Path) -> None:
     line = rf"^output={tmp_path}: {os.strerror(code)} \(.*MiB free"
-    with pytest.raises(UserError, match=line), explained(tmp_path, "output"):
+    with pytest.raises(UserError, match=line), explain_disk_errors(tmp_path, "output"):
         raise OSError(code, os.strerror(code), str(tmp_path / "report.html"))
 
 

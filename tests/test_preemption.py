@@ -45,7 +45,7 @@ def running(code: str, **variables: str) -> Iterator["subprocess.Popen[str]"]:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signal_ignored_by_handler_ends_process_within_grace(number: signal.Signals, code: int) -> None:
-    body = "with preemption.ending():\n signal.signal({}, lambda *a: None)\n {} while True: time.sleep(0.1)\n"
+    body = "with preemption.end_on_signal():\n signal.signal({}, lambda *a: None)\n {} while True: time.sleep(0.1)\n"
     with running(body.format(int(number), READY.strip() + "\n"), SELFCONTRAST_GRACE="0.2") as script:
         script.send_signal(number)
         _, stderr = script.communicate(timeout=TIMEOUT)
@@ -58,7 +58,10 @@ def test_signal_ignored_by_handler_ends_process_within_grace(number: signal.Sign
 
 def test_signal_deferred_by_training_ends_process_within_grace() -> None:
     body = (
-        DEFERRED + "with preemption.ending():\n with DeferredSignals():\n  " + READY + "  while True: time.sleep(0.1)\n"
+        DEFERRED
+        + "with preemption.end_on_signal():\n with DeferredSignals():\n  "
+        + READY
+        + "  while True: time.sleep(0.1)\n"
     )
     with running(body, SELFCONTRAST_GRACE="0.2") as script:
         script.send_signal(signal.SIGTERM)
@@ -66,7 +69,7 @@ def test_signal_deferred_by_training_ends_process_within_grace() -> None:
 
 
 def test_process_with_hanging_exit_hook_ends_within_grace() -> None:
-    body = "atexit.register(time.sleep, 10000)\nwith preemption.ending():\n " + READY + " time.sleep(10000)\n"
+    body = "atexit.register(time.sleep, 10000)\nwith preemption.end_on_signal():\n " + READY + " time.sleep(10000)\n"
     with running(body, SELFCONTRAST_GRACE="0.2") as script:
         script.send_signal(signal.SIGTERM)
         _, stderr = script.communicate(timeout=TIMEOUT)
@@ -76,7 +79,7 @@ def test_process_with_hanging_exit_hook_ends_within_grace() -> None:
 
 def test_signal_to_forked_child_does_not_end_parent() -> None:
     body = (
-        "with preemption.ending():\n"
+        "with preemption.end_on_signal():\n"
         " before = signal.signal(signal.SIGTERM, lambda *a: os._exit(7))\n"
         " read_end, write_end = os.pipe()\n"
         " child = os.fork()\n"
@@ -96,7 +99,11 @@ def test_signal_to_forked_child_does_not_end_parent() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_after_command_prints_nothing(number: signal.Signals) -> None:
-    body = "def hook():\n " + READY + " time.sleep(10000)\natexit.register(hook)\nwith preemption.ending():\n pass\n"
+    body = (
+        "def hook():\n "
+        + READY
+        + " time.sleep(10000)\natexit.register(hook)\nwith preemption.end_on_signal():\n pass\n"
+    )
     with running(body) as script:
         script.send_signal(number)
         _, stderr = script.communicate(timeout=TIMEOUT)
@@ -105,7 +112,7 @@ def test_signal_after_command_prints_nothing(number: signal.Signals) -> None:
 
 
 def test_interrupt_prints_one_line_without_traceback() -> None:
-    with running("with preemption.ending():\n " + READY + " time.sleep(10000)\n") as script:
+    with running("with preemption.end_on_signal():\n " + READY + " time.sleep(10000)\n") as script:
         script.send_signal(signal.SIGINT)
         _, stderr = script.communicate(timeout=TIMEOUT)
     assert script.returncode == 1
@@ -117,7 +124,10 @@ def test_usr1_deferred_by_training_requeues_the_job(tmp_path: Path) -> None:
     (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $@ >{tmp_path}/requeued\n")
     (tmp_path / "scontrol").chmod(0o755)
     body = (
-        DEFERRED + "with preemption.ending():\n with DeferredSignals():\n  " + READY + "  while True: time.sleep(0.1)\n"
+        DEFERRED
+        + "with preemption.end_on_signal():\n with DeferredSignals():\n  "
+        + READY
+        + "  while True: time.sleep(0.1)\n"
     )
     path = f"{tmp_path}:{os.environ['PATH']}"
     with running(body, SELFCONTRAST_GRACE="0.2", SLURM_JOB_ID="7", PATH=path) as script:

@@ -220,3 +220,16 @@ def test_upload_to_an_unreachable_hub_fails_in_one_line(export: Export, monkeypa
     error, _ = export("push_to_hub=me/policy", "license=mit")
     assert "cannot be reached" in error
     assert "\n" not in error
+
+
+def test_upload_disk_error_is_not_reported_as_an_unreachable_hub(
+    export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HfHubHTTPError inherits from OSError, and so does an error of the disk."""
+
+    def upload_folder(*args: Any, **options: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
+    with pytest.raises(OSError, match="Input/output error"):
+        export("push_to_hub=me/policy", "license=mit")

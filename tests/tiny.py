@@ -125,7 +125,7 @@ def policy_folder(folder: Path, seed: int = 0, width: int = 32) -> Path:
     return folder
 
 
-def taught(examples: Sequence[Example], width: int = 32) -> LlamaForCausalLM:
+def train_to_overfit(examples: Sequence[Example], width: int = 32) -> LlamaForCausalLM:
     """Return a model that is overfitted to the answers of `examples`, including the end token."""
     model, renderer = llama(spread=0.05, width=width), Renderer(tokenizer())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

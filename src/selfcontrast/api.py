@@ -16,7 +16,7 @@ from selfcontrast.files import CONF
 from selfcontrast.planning.plan import DataReader, Planned
 from selfcontrast.planning.plan import plan as plan_of
 from selfcontrast.results import Result
-from selfcontrast.store.full import explained
+from selfcontrast.store.full import explain_disk_errors
 
 
 def compose(*overrides: str, output: str | Path) -> DictConfig:
@@ -58,6 +58,6 @@ def run(cfg: DictConfig) -> Result | None:
     assert isinstance(config, dict)
     refuse_credentials(config)
     parts = replace(configure(cfg), begun=time.time())
-    with explained(parts.output, "output"):
+    with explain_disk_errors(parts.output, "output"):
         parts.output.mkdir(parents=True, exist_ok=True)
         return run_parts(parts, {str(key): value for key, value in config.items()})

@@ -1,12 +1,13 @@
 """End torch's compile workers in bounded time.
 
 torch's exit hook waits up to 300 seconds for them, so a worker that hangs would keep a job alive long after SIGTERM.
-Every command ends them when it finishes (`preemption.ending`). A training rank is a separate process and ends them
-with a hook that runs before torch's.
+Every command ends them when it finishes (`preemption.end_on_signal`). A training rank is a separate process and ends
+them with a hook that runs before torch's.
 """
 
 import atexit
 import sys
+from contextlib import suppress
 from functools import cache
 from multiprocessing.util import Finalize
 from threading import Thread
@@ -31,7 +32,7 @@ def end_workers() -> None:
     if module is None or not module._pool_set:
         return
     processes = [process for pool in list(module._pool_set) for process in _processes(pool)]
-    shutdown = Thread(target=module.shutdown_compile_workers, daemon=True)
+    shutdown = Thread(target=_shut_down, args=(module,), daemon=True)
     shutdown.start()
     shutdown.join(GRACE)
     if shutdown.is_alive():
@@ -39,6 +40,12 @@ def end_workers() -> None:
             process.kill()
         shutdown.join(GRACE)
         module.after_fork()  # forgets the pools
+
+
+def _shut_down(module: Any) -> None:
+    """Shut down the pools. `end_workers` may make torch forget them meanwhile, which ends torch's loop over them."""
+    with suppress(RuntimeError):
+        module.shutdown_compile_workers()
 
 
 def _processes(pool: Any) -> list[Any]:

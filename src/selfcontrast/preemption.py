@@ -8,9 +8,9 @@ preempts, and a job ended by `scancel` must not run again. submitit's own handle
 A W&B sweep agent also sends SIGTERM, to runs that early termination has stopped. They exit with code 0, because an
 agent counts any other code as a failure and quits after a few failures.
 
-Python runs handlers between two instructions of the main thread. That can take minutes, while a step compiles or a
-library's exit hook waits. So a thread receives each signal at once. The thread announces the end, and ends the job if
-nothing else has done so within `GRACE`.
+Python runs handlers between two instructions of the main thread. While a step compiles or a library's exit hook waits,
+a handler may wait for minutes. So a thread receives each signal at once. The thread announces the end, and ends the job
+if nothing else has done so within `GRACE`.
 """
 
 import multiprocessing
@@ -29,7 +29,7 @@ from selfcontrast.errors import UserError
 ENDED = 143  # 128 + SIGTERM: schedulers read it as "terminated", not as success
 INTERRUPTED = 130  # 128 + SIGINT
 GRACE = 60.0  # maximum seconds from a signal to the end of the process
-GRACE_VARIABLE = "SELFCONTRAST_GRACE"  # environment variable that overrides GRACE, because the scheduler sets the limit
+GRACE_VARIABLE = "SELFCONTRAST_GRACE"  # environment variable that overrides GRACE: each scheduler has its own limit
 QUIET = 2.0  # seconds from a signal to the line that announces the end
 _run_stopped = Event()  # set when W&B has stopped the tracked run
 _watched_pid = 0  # the process whose signals the thread receives
@@ -50,7 +50,7 @@ def install_handlers() -> None:
 
 
 @contextmanager
-def ending() -> Iterator[None]:
+def end_on_signal() -> Iterator[None]:
     """Wrap a command: end it on a signal, in bounded time and without a traceback."""
     try:
         install_handlers()
@@ -65,7 +65,7 @@ def ending() -> Iterator[None]:
 
 
 def grace() -> float:
-    """Return the seconds that a job has to end after a signal. Raise `UserError` unless it is a number above 0."""
+    """Return how many seconds a job may take to end after a signal. Raise `UserError` unless they are above 0."""
     value = os.environ.get(GRACE_VARIABLE, str(GRACE))
     try:
         seconds = float(value)
@@ -73,7 +73,7 @@ def grace() -> float:
         seconds = 0.0
     if not 0 < seconds < 1e6:
         raise UserError(
-            f"{GRACE_VARIABLE}={value} must be a number of seconds above 0: the time that a job has to end."
+            f"{GRACE_VARIABLE}={value} must be a number of seconds above 0: how long a job may take to end."
         )
     return seconds
 
@@ -99,7 +99,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def _stopped_by_wandb() -> bool:
-    """Return True if W&B stops the run. Under SLURM, SIGTERM alone does not show it: SLURM also sends SIGTERM."""
+    """Return True if W&B stopped the run. In a sweep outside of SLURM, every SIGTERM is taken as W&B's."""
     return ("WANDB_SWEEP_ID" in os.environ and "SLURM_JOB_ID" not in os.environ) or _run_stopped.is_set()
 
 

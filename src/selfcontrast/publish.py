@@ -90,8 +90,9 @@ def push(folder: Path, publication: Publication) -> str:
     except HfHubHTTPError as error:
         raise UserError(_explain(error.response.status_code, str(error.server_message or ""), name)) from None
     except Exception as error:
-        # The client's HTTP library differs between releases. Its error is a base class of the client's error.
-        if not isinstance(error, HfHubHTTPError.__bases__):
+        # huggingface_hub's releases use different HTTP libraries. HfHubHTTPError inherits from the library's error.
+        library_errors = tuple(base for base in HfHubHTTPError.__bases__ if base is not OSError)
+        if not isinstance(error, (*library_errors, ConnectionError, TimeoutError)):
             raise
         raise UserError(f"The Hub cannot be reached: {printable(str(error))}. Run this again later.") from None
     return str(url)
@@ -193,7 +194,7 @@ def datasets(config: Mapping[str, Any]) -> list[str]:
 
 
 def base_license(config: Mapping[str, Any]) -> str | None:
-    """Return the license that the base model's own card on this machine names; None without a card or a license."""
+    """Return the license in the base model's card; None if the card is not on this machine or names none."""
     from huggingface_hub import ModelCard
 
     path = config["model"].get("path")

@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 from selfcontrast.cli.hydra_app import errors_in_one_line, log, run_hydra, settings
 from selfcontrast.environment import set_environment
 from selfcontrast.files import CONF
-from selfcontrast.preemption import ending
-from selfcontrast.store.full import explained
+from selfcontrast.preemption import end_on_signal
+from selfcontrast.store.full import explain_disk_errors
 
 
 def measure_theory(cfg: DictConfig) -> None:
@@ -25,7 +25,7 @@ def measure_theory(cfg: DictConfig) -> None:
     from studies.gradient_error.experiment import run
     from studies.gradient_error.report import print_theory, write_theory  # slow to import: report mistakes first
 
-    with explained(parts.output, "output"):
+    with explain_disk_errors(parts.output, "output"):
         theory = run(parts, theory_settings, config)
         write_theory(theory, parts.output)
     print_theory(theory, parts.output)
@@ -34,7 +34,7 @@ def measure_theory(cfg: DictConfig) -> None:
 def main() -> None:
     """Run `measure_theory` through Hydra."""
     set_environment()
-    with ending():
+    with end_on_signal():
         sys.argv[1:1] = ["--config-dir", str(Path(__file__).parent)]
         run_hydra(errors_in_one_line(measure_theory), str(CONF), "gradient_error")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers.utils import chat_template_utils
 
-from jobs import TINY_ANYWHERE
+from jobs import TINY_FOR_ANY_MODEL
 from selfcontrast.config import configure
 from selfcontrast.data.candidates import Decoding, Request
 from selfcontrast.data.rendering import PROBE, Renderer, repeatable
@@ -122,7 +122,7 @@ def test_configure_max_length_above_the_models_positions_warns(
     folder = policy_folder(tmp_path / "model")
     assert json.loads((folder / "config.json").read_text())["max_position_embeddings"] == 128
     data = ("data.train=64", "data.test=16", "data.validation=16", "output=out")
-    common = (*TINY_ANYWHERE, *data, "tracking=none", "model=hf", f"model.path={folder}")
+    common = (*TINY_FOR_ANY_MODEL, *data, "tracking=none", "model=hf", f"model.path={folder}")
     configure(composed(*common))
     assert "positions" not in caplog.text
     for name in ("sft.max_length", "trainer.max_length", "generator.max_length", "evaluation.max_length"):

@@ -22,7 +22,7 @@ from selfcontrast.evaluation.lm_eval_run import run_tasks, subtasks
 from selfcontrast.evaluation.lm_eval_tasks import TASKS, builtin_configs
 from selfcontrast.evaluation.statistics.task_metrics import metric_interval
 from selfcontrast.models.loading import save_policy
-from tiny import example, llama, policy_folder, taught, tokenizer
+from tiny import example, llama, policy_folder, tokenizer, train_to_overfit
 from vllm_cases import backend as vllm
 
 RENDERER = Renderer(tokenizer())
@@ -115,7 +115,7 @@ def greedy(model: Any, prompt: list[int], max_new_tokens: int) -> str:
 
 
 def test_run_tasks_exact_match_equals_that_of_greedy_answers(tmp_path: Path) -> None:
-    model = taught(EXAMPLES[::2])
+    model = train_to_overfit(EXAMPLES[::2])
     save_policy(tmp_path, model, RENDERER.tokenizer, "")
     documents = generation_documents(EXAMPLES, RENDERER, 120, 32)
     expected = [d["target"] == greedy(model, RENDERER.tokenizer(d["query"])["input_ids"], 32) for d in documents]
@@ -130,7 +130,7 @@ def test_run_tasks_exact_match_equals_that_of_greedy_answers(tmp_path: Path) -> 
 def test_run_tasks_date_like_and_list_like_targets_stay_texts(form: str, tmp_path: Path) -> None:
     """An earlier version read a column of dates as times and "[1, 2]" as a list, so no answer was ever right."""
     examples = [example(f"e{i}", f"what is {i}?", form.format(10 + i)) for i in range(8)]
-    model = taught(examples)
+    model = train_to_overfit(examples)
     save_policy(tmp_path, model, RENDERER.tokenizer, "")
     results = run_tasks(lm_eval("target_generation", "target_choice"), tmp_path, examples, RENDERER, "cpu", seed=0)
     correct = [greedy(model, RENDERER.prompt(e.prompt), 32) == e.target for e in examples]
@@ -279,7 +279,7 @@ def test_run_tasks_ifeval_over_a_local_file_needs_no_network(
         example("b", IFEVAL[1]["prompt"], "zebra, zebra"),  # type: ignore[arg-type]
     ]
     folder = ifeval.parent / "policy"
-    model = taught(teach)
+    model = train_to_overfit(teach)
     model.config.max_position_embeddings = 2048  # IFEval generates up to 1280 tokens
     save_policy(folder, model, tokenizer(), "# a card\n")
     (metrics,) = run_tasks(settings, folder, EXAMPLES, RENDERER, "cpu", seed=0).values()

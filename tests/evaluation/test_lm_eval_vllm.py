@@ -14,7 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from selfcontrast.data.rendering import Renderer
 from selfcontrast.evaluation.lm_eval_vllm import VllmLM
 from selfcontrast.generators.vllm_worker import Completion, CompletionRequest
-from tiny import example, llama, policy_folder, taught, tokenizer
+from tiny import example, llama, policy_folder, tokenizer, train_to_overfit
 
 RENDERER = Renderer(tokenizer())
 LENGTH = 128
@@ -95,7 +95,7 @@ def test_loglikelihood_rolling_scores_each_token_once(pair: tuple[VllmLM, HFLM])
 def test_generate_until_stops_at_end_stop_words_and_length(tmp_path: Path) -> None:
     """A stop word may begin within a token, and the last prompt is truncated to fit."""
     learned = example("e", "what is it?", "it is the cat")
-    model, query = taught([learned]), RENDERER.tokenizer.decode(RENDERER.prompt(learned.prompt))
+    model, query = train_to_overfit([learned]), RENDERER.tokenizer.decode(RENDERER.prompt(learned.prompt))
     hf_lm = HFLM(pretrained=model, tokenizer=RENDERER.tokenizer, device="cpu", add_bos_token=False)
     vllm_lm = VllmLM(Engine(model), RENDERER, LENGTH, special_tokens=False)
     requests = instances(

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from jobs import TINY_ANYWHERE, TINY_MODEL, read_result, run_train, stages
+from jobs import TINY_FOR_ANY_MODEL, TINY_MODEL, read_result, run_train, stages
 from selfcontrast.data.builtin import Builtin
 from selfcontrast.data.verifier import BuiltinVerifier
 from selfcontrast.planning.plan import DataReader, plan
@@ -19,7 +19,7 @@ SIZES = {"train": 96, "validation": 24, "test": 24}
 DATA = tuple(f"data.{split}={count}" for split, count in SIZES.items())
 SETTINGS = tuple(
     setting
-    for setting in TINY_ANYWHERE
+    for setting in TINY_FOR_ANY_MODEL
     if not setting.startswith(("generator.", "trainer.epochs", "filter.", "negatives="))
 )
 ALIGN = ("filter", "reference", "align")

@@ -15,7 +15,7 @@ from selfcontrast.evaluation.lm_eval_documents import choice_documents, generati
 from selfcontrast.evaluation.lm_eval_run import run_tasks
 from selfcontrast.evaluation.lm_eval_tasks import TASKS
 from selfcontrast.models.loading import save_policy
-from tiny import example, taught, tokenizer
+from tiny import example, tokenizer, train_to_overfit
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,7 @@ EXAMPLES = [example(f"e{i}", f"what is {i}?", f"it is {WORDS[i * 3 % 8]} {i % 7}
 
 def test_run_tasks_on_own_documents_equals_lm_evals_command(tmp_path: Path) -> None:
     renderer, policy = Renderer(tokenizer()), tmp_path / "policy"
-    save_policy(policy, taught(EXAMPLES[::2]), renderer.tokenizer, "")
+    save_policy(policy, train_to_overfit(EXAMPLES[::2]), renderer.tokenizer, "")
     max_tokens = yaml.safe_load((TASKS / "target_generation.yaml").read_text())["generation_kwargs"]["max_gen_toks"]
     documents = {
         "target_choice": choice_documents(EXAMPLES, renderer, 120, seed=0),

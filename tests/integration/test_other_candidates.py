@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from jobs import TINY, TINY_ANYWHERE, TINY_MODEL, Finished, read_result, run_train, stages
+from jobs import TINY, TINY_FOR_ANY_MODEL, TINY_MODEL, Finished, read_result, run_train, stages
 from openai_server import Body, Fault, OpenAIServer
 from selfcontrast.models.loading import load_model, load_tokenizer
 
@@ -89,7 +89,7 @@ def test_job_with_imported_candidates_finishes_and_exports_pairs(tmp_path: Path)
     ]
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
     sampling = ("generator.samples", "generator.max_new_tokens", "generator.prompts")
-    settings = [setting for setting in TINY_ANYWHERE if not setting.startswith(sampling)]
+    settings = [setting for setting in TINY_FOR_ANY_MODEL if not setting.startswith(sampling)]
     files = ("data=jsonl", "data.path=own.jsonl", "generator=import", "generator.path=own.jsonl")
     ended = run_train(
         *settings,

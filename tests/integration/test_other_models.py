@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from jobs import TINY_ANYWHERE, read_result, run_train, stages
+from jobs import TINY_FOR_ANY_MODEL, read_result, run_train, stages
 from selfcontrast.models.loading import save_policy
 from tiny import tokenizer
 
@@ -41,7 +41,7 @@ def gemma2(folder: Path) -> Path:
 def test_gemma_2_is_trained_in_unshared_rows(tmp_path: Path) -> None:
     model = ["model=hf", f"model.path={gemma2(tmp_path / 'gemma')}", "sft.lr=1e-3"]
     data = ["data.train=240", "data.test=48", "data.validation=24"]
-    ended = run_train(*TINY_ANYWHERE, *model, *data, "encoder=lexical", cwd=tmp_path)
+    ended = run_train(*TINY_FOR_ANY_MODEL, *model, *data, "encoder=lexical", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     (ratio,) = re.findall(r"align: prompts are not shared.*soft-capped.* ([0-9.]+)x the tokens", ended.stderr)
     assert float(ratio) > 1.2

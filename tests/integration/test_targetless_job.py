@@ -6,13 +6,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from jobs import TINY_ANYWHERE, TINY_MODEL, read_result, run_train, stages
+from jobs import TINY_FOR_ANY_MODEL, TINY_MODEL, read_result, run_train, stages
 from selfcontrast.data.jsonl import Jsonl
 
 pytestmark = pytest.mark.slow
 
 EXCLUDED = ("generator.", "fraction=", "filter.", "negatives=", "trainer.epochs")  # set by the method or the file
-SETTINGS = [s for s in TINY_ANYWHERE if not s.startswith(EXCLUDED)]
+SETTINGS = [s for s in TINY_FOR_ANY_MODEL if not s.startswith(EXCLUDED)]
 
 
 def test_scpo_trains_and_evaluates_prompts_without_targets(tmp_path: Path) -> None:

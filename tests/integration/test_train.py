@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from jobs import SECRET, TINY, TINY_ANYWHERE, TINY_MODEL, Finished, read_result, run_train, stages
+from jobs import SECRET, TINY, TINY_FOR_ANY_MODEL, TINY_MODEL, Finished, read_result, run_train, stages
 from selfcontrast.store import MANIFEST
 from selfcontrast.store.runs import all_runs
 from wandb_files import OfflineRun
@@ -318,7 +318,7 @@ def test_sweep_over_negatives_shares_stages_that_do_not_depend_on_k(finished: Fi
 
 QUESTIONS = [f"What is {a} plus {b}?" for a in range(8) for b in range(8)]
 ANSWERS = [f"{a} plus {b} makes {a + b}, as every child knows." for a in range(8) for b in range(8)]
-USER_SETTINGS = ("data=jsonl", *TINY_ANYWHERE, "trainer.epochs=1", "sft.batch_size=8")
+USER_SETTINGS = ("data=jsonl", *TINY_FOR_ANY_MODEL, "trainer.epochs=1", "sft.batch_size=8")
 
 
 def finish(folder: Path, *overrides: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from selfcontrast.evaluation.judges.hf import HFJudge
 from selfcontrast.evaluation.judges.openai import OpenAIJudge
 from selfcontrast.evaluation.judges.prompts import judge_prompt
 from selfcontrast.models.loading import save_policy
-from tiny import example, taught, tokenizer
+from tiny import example, tokenizer, train_to_overfit
 from vllm_server import serve
 
 LENGTH = 2048
@@ -30,7 +30,9 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a judge that has learned to reply to one prompt with B (two of three times) or A."""
     folder = tmp_path_factory.mktemp("judge") / "model"
     replies = [REPLY, REPLY, REPLY.replace("B", "A")]
-    model = taught([example("e", judge_prompt(CASE, READING.max_characters), reply) for reply in replies], width=64)
+    model = train_to_overfit(
+        [example("e", judge_prompt(CASE, READING.max_characters), reply) for reply in replies], width=64
+    )
     model.config.max_position_embeddings = LENGTH
     save_policy(folder, model, tokenizer(), "")
     return folder

@@ -203,7 +203,7 @@ def test_is_finite_detects_nan_and_infinity_in_every_dtype(dtype: torch.dtype) -
 
 
 def test_check_weights_integer_buffers_are_accepted(policy: Path, tmp_path: Path) -> None:
-    """GPT-2 stores its mask as attn.bias, and BERT stores its positions. Both are integers but no weights."""
+    """GPT-2 stores its mask as attn.bias, and BERT stores its positions. Both are integer buffers, not weights."""
     buffers = {"h.0.attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.uint8), "embeddings.position_ids": torch.arange(4)}
     check_weights(copy_with(policy, tmp_path / "model", lambda weights: {**weights, **buffers}), "model.path")
 

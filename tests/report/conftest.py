@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hand_written import interval, rows
 
+from hand_written import interval, rows
 from selfcontrast.results import RESULT, Result
 
 UNTRACKED = {"_target_": "selfcontrast.tracking.tracker.NoTracking"}

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hand_written import interval
 
+from hand_written import interval
 from selfcontrast.report.against_kl import figure, rows, sentence
 from selfcontrast.report.page import write_report
 from selfcontrast.report.sweep import read_sweep

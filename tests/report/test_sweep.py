@@ -45,10 +45,10 @@ def test_read_sweep_merges_several_folders(make: Make, write: Write, tmp_path: P
     sweep = read_sweep(folders, tmp_path / "both")
     assert [job.folder for job in sweep.jobs] == ["first/0", "second/0", "first/1", "second/1"]
     assert [(point.k, len(point.jobs)) for point in sweep.points] == [(1, 2), (4, 2)]
-    # Holm over four jobs: 4 times 0.01 for both jobs of seed 1; then 2 times 0.02, raised to the value before.
+    # Holm multiplies the sorted p-values 0.01, 0.01, 0.02, 0.02 by 4, 3, 2, 1. No result may be below the previous one.
     assert [job.p_holm for job in sweep.jobs] == pytest.approx([0.04] * 4)
-    # K=1 has the differences 0.03 and 0.04. Their mean is 7 times its error of 0.005. For K=4, 0.09 and 0.10, it is 19
-    # times. Holm multiplies the smaller p-value by 2.
+    # K=1 has the differences 0.03 and 0.04: the mean is 7 times its standard error. K=4 has 0.09 and 0.10: 19 times.
+    # Holm multiplies the smaller p-value by 2.
     p_of_1, p_of_4 = (1 - 2 / math.pi * math.atan(t) for t in (7, 19))
     assert [point.p_holm for point in sweep.points] == pytest.approx([p_of_1, 2 * p_of_4], rel=1e-6)
     write_sweep(sweep)
@@ -91,7 +91,7 @@ def test_holm_ignores_jobs_without_a_p_value(make: Make, write: Write, tmp_path:
 
 
 def test_baselines_with_equal_scores_differ_by_artifact_key(make: Make, write: Write, tmp_path: Path) -> None:
-    """Models of different data may happen to score the same. A model has the same key in all jobs."""
+    """SFT models of different data may score the same by chance. Their keys tell them apart."""
     for noise, key in ((0.0, "aa"), (0.3, "bb")):
         for k in (1, 4):
             result = make(k=k, config={"data": {"noise": noise}})
@@ -118,7 +118,7 @@ def test_variants_ignore_settings_that_follow_the_seed() -> None:
     assert variants({**configs, "other": config("generator.seed=9")})["other"] == "generator.seed=9"
 
 
-def test_variants_name_the_chosen_class() -> None:
+def test_variants_name_the_configured_classes() -> None:
     def config(*overrides: str) -> Any:
         return OmegaConf.to_container(composed("output=out", *overrides), resolve=True)
 
@@ -136,7 +136,7 @@ def test_variants_name_the_chosen_class() -> None:
 
 
 def test_jobs_of_one_seed_are_never_pooled(make: Make, write: Write, tmp_path: Path) -> None:
-    """Two jobs have the same settings and other results, for example because their data file has changed."""
+    """Two jobs have the same settings but different results, for example because their data file has changed."""
     for job, policy in (("a", 0.7), ("b", 0.8)):
         write(tmp_path / job, make(seed=1, policy=policy))
     write(tmp_path / "c", make(seed=2))

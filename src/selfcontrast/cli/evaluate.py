@@ -8,8 +8,8 @@ from selfcontrast.cli.hydra_app import errors_in_one_line, log, run_hydra, setti
 from selfcontrast.constrained import quoted
 from selfcontrast.environment import set_environment
 from selfcontrast.files import CONF
-from selfcontrast.preemption import ending
-from selfcontrast.store.full import explained
+from selfcontrast.preemption import end_on_signal
+from selfcontrast.store.full import explain_disk_errors
 
 
 def evaluate_model(cfg: DictConfig) -> None:
@@ -21,7 +21,7 @@ def evaluate_model(cfg: DictConfig) -> None:
     from selfcontrast.evaluate import evaluate  # slow to import, so settings are checked first
     from selfcontrast.report.evaluated import print_evaluated
 
-    with explained(parts.output, "output"):
+    with explain_disk_errors(parts.output, "output"):
         print_evaluated(evaluate(parts, config), parts.output)
 
 
@@ -41,5 +41,5 @@ def main() -> None:
     """Run `evaluate_model` with Hydra."""
     set_environment()
     sys.argv[1:] = overrides(sys.argv[1:])
-    with ending():
+    with end_on_signal():
         run_hydra(errors_in_one_line(evaluate_model), str(CONF), "config")

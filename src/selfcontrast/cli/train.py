@@ -15,8 +15,8 @@ from selfcontrast.environment import set_environment
 from selfcontrast.errors import FAILED, UserError
 from selfcontrast.files import CONF
 from selfcontrast.gpus import reserved_gpus
-from selfcontrast.preemption import EarlyStop, cancel_deadline, ending, install_handlers
-from selfcontrast.store.full import explained
+from selfcontrast.preemption import EarlyStop, cancel_deadline, end_on_signal, install_handlers
+from selfcontrast.store.full import explain_disk_errors
 
 ONE_RUN = "-m with WANDB_RUN_ID would log several jobs to one W&B run. Unset WANDB_RUN_ID, or omit -m."
 
@@ -63,7 +63,7 @@ def run_here(cfg: DictConfig, config: dict[str, Any]) -> float | None:
     from selfcontrast.pipeline import run
     from selfcontrast.report.terminal import print_result
 
-    with explained(parts.output, "output"):
+    with explain_disk_errors(parts.output, "output"):
         result = run(parts, config)
     if result is None:  # another node of the job has the result
         return None
@@ -76,7 +76,7 @@ def main() -> None:
     set_environment()
     if "WANDB_RUN_ID" in os.environ and {"-m", "--multirun"} & set(sys.argv):
         sys.exit(f"error: {ONE_RUN}")
-    with ending():
+    with end_on_signal():
         try:
             run_hydra(job, str(CONF), "config")
         finally:

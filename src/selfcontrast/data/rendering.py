@@ -74,7 +74,7 @@ def _uses_random(template: str) -> bool:
     return any(name in names for name in RANDOM)
 
 
-def refuse_addresses(text: str, messages: Sequence[Message]) -> None:
+def refuse_memory_addresses(text: str, messages: Sequence[Message]) -> None:
     """Raise `UserError` if a rendered dialogue shows a memory address.
 
     A template shows an address if it omits the parentheses of a call, or `|list` after a filter such as `map`.
@@ -193,7 +193,7 @@ class Renderer:
                 f"the chat template fails on {messages[0]['role']!r} … ({error}). Correct the row, or set another "
                 "template with model.chat_template=FILE."
             ) from error
-        refuse_addresses(text, messages)
+        refuse_memory_addresses(text, messages)
         return text
 
     def _response_text(self, messages: Sequence[Message], target: str) -> str:

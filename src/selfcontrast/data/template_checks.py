@@ -8,7 +8,7 @@ from selfcontrast.data.example import Example, Message, Source, Split
 from selfcontrast.data.hub import Hub
 from selfcontrast.data.jsonl import Jsonl
 from selfcontrast.data.release import Release
-from selfcontrast.data.rendering import Renderer, refuse_addresses
+from selfcontrast.data.rendering import Renderer, refuse_memory_addresses
 from selfcontrast.errors import UserError, printable
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,13 @@ def drop_unrenderable(
         kept[split] = [example for example in examples if example.id not in failures]
         if failures:
             reason = next(iter(failures.values()))
-            log.warning("data: dropped %d of %d rows of %s: %s", len(failures), len(examples), split, reason)
+            log.warning(
+                "data: dropped %d of %d rows of %s, the first because of: %s",
+                len(failures),
+                len(examples),
+                split,
+                reason,
+            )
         if examples and not kept[split]:
             raise UserError(f"data: no row of the split {split} can be rendered: {next(iter(failures.values()))}")
         dropped += failures
@@ -54,7 +60,7 @@ def one_per_role_sequence(examples: Sequence[Example]) -> list[Example]:
 
 
 def full_dialogue(example: Example) -> list[Message]:
-    """Return the example's messages up to the last user message. Each earlier played turn gets a placeholder answer."""
+    """Return the example's messages up to the last user message. Earlier turns get the target as their answer."""
     messages = list(example.prompt)
     for turn in example.turns[1:]:
         messages += [{"role": "assistant", "content": example.target or "…"}, {"role": "user", "content": turn}]
@@ -62,7 +68,10 @@ def full_dialogue(example: Example) -> list[Message]:
 
 
 def _failures(renderer: Renderer, examples: Sequence[Example]) -> Iterator[tuple[str, str]]:
-    """Yield the id of each row that fails, and the reason. A row that is not rendered fails if its roles failed."""
+    """Yield the id of each row that fails, and the reason.
+
+    A row that is not rendered fails like the rendered row with the same sequence of roles.
+    """
     reason_by_roles: dict[tuple[str, ...], str] = {}
     chosen = {id(e) for e in (examples if len(examples) <= RENDER_ALL else one_per_role_sequence(examples))}
     for example in examples:
@@ -97,7 +106,7 @@ def check_tokenizer(tokenizer: Any, setting: str, examples: Sequence[Example]) -
         answer = Message(role="assistant", content=example.target or "…")
         messages = [*full_dialogue(example), answer]
         try:
-            refuse_addresses(str(tokenizer.apply_chat_template(messages, tokenize=False)), messages)
+            refuse_memory_addresses(str(tokenizer.apply_chat_template(messages, tokenize=False)), messages)
         except Exception as error:  # a template is the model author's program: it may raise anything
             location = f"the row {example.id}, {_excerpt(example)}"
             raise UserError(

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     args = _parser().parse_args(arguments)
     if is_url(args.store):
         raise UserError(f"--store {args.store} is a URL. Give the folder of its working copies (store_cache).")
-    with full.explained(Path(args.store)):
+    with full.explain_disk_errors(Path(args.store)):
         catalog = Catalog.read(Path(args.store))
         code: int = args.command(catalog, args)
     return code

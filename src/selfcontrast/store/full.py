@@ -16,7 +16,7 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
-def explained(root: Path, setting: str = "store") -> Iterator[None]:
+def explain_disk_errors(root: Path, setting: str = "store") -> Iterator[None]:
     """Turn the error of a full or forbidden disk into a `UserError` that names the folder and the fix.
 
     Args:

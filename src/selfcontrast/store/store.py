@@ -73,7 +73,7 @@ class Store:
             UserError: if the disk is full, not writable or without file locks, or if another process recomputed
                 an input meanwhile.
         """
-        with full.explained(self.root):
+        with full.explain_disk_errors(self.root):
             if self.run:
                 self.run.uses(stage.name, stage.key)
             artifact = self._look_up(stage, again_before) or self._obtain(stage, again_before)

@@ -39,7 +39,7 @@ def this_node(count: int) -> Node:
             slurm = SLURMEnvironment(auto_requeue=False)
         except RuntimeError as error:
             raise UserError(
-                f"hardware.num_nodes={count}: Slurm's tasks do not fit ({error}). Use srun --ntasks-per-node=1."
+                f"hardware.num_nodes={count}: Slurm's tasks cannot be used ({error}). Use srun --ntasks-per-node=1."
             ) from error
         return Node(slurm.node_rank(), count, slurm.main_address, slurm.main_port)
     try:
@@ -58,14 +58,14 @@ class Decisions:
     def __init__(self, node: Node) -> None:
         self.node = node
         self._store: TCPStore | None = None
-        self._decisions_made = 0
+        self._decision_count = 0
 
     def compute_together(self, name: str, compute: Compute, get: Callable[[Compute], Artifact]) -> Artifact:
         """Return the artifact from `get`. If it is missing, all nodes compute it together.
 
         Args:
             name: the decision's name, unique in the job.
-            compute: computes in a folder that all nodes can reach, and publishes nothing.
+            compute: writes the artifact's files to a folder that all nodes can reach, and does not publish them.
             get: the store's lookup. It takes a lock, which only one node can hold.
         """
         if self.node.rank > 0:
@@ -83,22 +83,22 @@ class Decisions:
         return artifact
 
     def finish(self) -> None:
-        """Wait, on the first node, until the others have read every decision. This process serves them."""
-        for number in range(1, self._decisions_made + 1):
+        """On the first node, wait until the others have read every decision: this process serves the decisions."""
+        for number in range(1, self._decision_count + 1):
             for rank in range(1, self.node.count):
                 self._connect().wait([f"{rank} knows {number}"])
 
     def _publish(self, name: str, decision: str) -> None:
         if self.node.count > 1:
-            self._decisions_made += 1
+            self._decision_count += 1
             self._connect().set(name, decision)
 
     def _receive(self, name: str) -> str:
         """Wait for a decision and return it."""
         try:
             decision = str(self._connect().get(name).decode())
-            self._decisions_made += 1
-            self._connect().set(f"{self.node.rank} knows {self._decisions_made}", "")
+            self._decision_count += 1
+            self._connect().set(f"{self.node.rank} knows {self._decision_count}", "")
             return decision
         except DistNetworkError as error:
             raise UserError("the first node has ended. See its output for the reason.") from error

@@ -16,7 +16,7 @@ from selfcontrast.evaluation.judges.budget import Budget, Price
 from selfcontrast.evaluation.judges.hf import HFJudge
 from selfcontrast.evaluation.judges.prompts import judge_prompt
 from selfcontrast.models.loading import load_model, save_policy
-from tiny import example, policy_folder, taught, tokenizer
+from tiny import example, policy_folder, tokenizer, train_to_overfit
 
 CASES = [single("a cat"), pair("a cat", "a dog")]
 REPLIES = ["It is a cat. [[7]]", "Neither is. [[B]]"]
@@ -28,7 +28,7 @@ def trained_models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folders = []
     for case, reply in zip(CASES, REPLIES, strict=True):
         folders.append(tmp_path_factory.mktemp("judge") / "model")
-        save_policy(folders[-1], taught([example("e", judge_prompt(case, 1000), reply)]), tokenizer(), "")
+        save_policy(folders[-1], train_to_overfit([example("e", judge_prompt(case, 1000), reply)]), tokenizer(), "")
     return folders
 
 
@@ -89,13 +89,13 @@ def test_random_model_gives_no_verdict(tmp_path: Path) -> None:
     assert {j.value for j in judgments} == {None}
 
 
-def test_prompt_beyond_max_length_is_truncated_and_names_the_setting(tmp_path: Path) -> None:
+def test_prompt_beyond_max_length_gives_status_truncated_and_names_max_length(tmp_path: Path) -> None:
     judgments = ask(judge(policy_folder(tmp_path / "policy"), max_length=64), CASES, tmp_path / "judgments")
     assert {(j.status, j.value) for j in judgments} == {("truncated", None)}
     assert "judge.max_length" in judgments[0].reply
 
 
-def test_unusable_settings_are_named(tmp_path: Path) -> None:
+def test_check_unusable_setting_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"judge\.path="):
         judge(tmp_path).check(None)
     with pytest.raises(UserError, match=r"judge\.verdict=words"):
