@@ -225,7 +225,7 @@ def test_configure_reference_sampler_of_another_model_or_prompt_is_refused(tmp_p
         mistake("reference=sampler", base=job_with_generator(tmp_path, "openai", False)),
         mistake("reference=sampler", "generator.system=Be wrong."),
     ):
-        assert message.startswith("reference=sampler: ")
+        assert message.startswith("reference=sampler ")
         assert "generator.system" in message
 
 
@@ -374,8 +374,8 @@ def test_configure_lm_eval_backend_without_methods_is_refused() -> None:
             ("prompts_over_iterations=disjoint",),
             "prompts_over_iterations=disjoint: 3 .* 64 .* 21",
         ),
-        (("prompts_over_iterations=disjoint", "generator.prompts=22"), r"generator\.prompts=22 .* 21"),
-        (("prompts_over_iterations=disjoint", "generator.prompts=null"), r"generator\.prompts=None "),
+        (("prompts_over_iterations=disjoint", "generator.prompts=22"), r"generator\.prompts.* 22.* 21"),
+        (("prompts_over_iterations=disjoint", "generator.prompts=null"), r"generator\.prompts.* None"),
         (("prompts_over_iterations=disjoint", "negatives_over_iterations=all"), "negatives_over_iterations=all "),
         (("reference_over_iterations=initial", "hardware.rescore_reference=true"), r"hardware\.rescore_reference=true"),
         (("reference_over_iterations=first",), "reference_over_iterations=first"),
