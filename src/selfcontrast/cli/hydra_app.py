@@ -44,6 +44,8 @@ def one_line(error: Exception) -> str:
         return f"error: the group {old[1]} is now {new}. Write /{new} in the defaults list of your file."
     if unknown := re.match(r"Could not override '((\w+)[\w.]*)'", str(error)):
         key, group = unknown.groups()
+        if (CONF / key).is_dir():  # a group that the default job does not use
+            return f"error: {key}: write +{key}=NAME, with a plus sign."
         part = f" -p {group}" if (CONF / group).is_dir() else ""
         meant = f" Did you mean {' or '.join(names)}?" if (names := similar_settings(key)) else ""
         return f"error: {key}: no such setting.{meant} `{command()} --cfg job{part}` lists them all."
@@ -60,8 +62,11 @@ def similar_settings(key: str) -> list[str]:
     pairs = [argument.partition("=") for argument in sys.argv[1:]]
     choices = [f"{group}={name}" for group, _, name in pairs if (CONF / group / f"{name}.yaml").is_file()]
     GlobalHydra.instance().clear()  # the command ends with this error
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        keys = list(_keys(OmegaConf.to_container(hydra.compose("config", [*choices, "output=."])), ""))
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            keys = list(_keys(OmegaConf.to_container(hydra.compose("config", [*choices, "output=."])), ""))
+    except (HydraException, OmegaConfBaseException):  # the choices contain another mistake
+        return []
     same_word = [name for name in keys if name.endswith(f".{key}")]
     if 0 < len(same_word) <= 3:
         return same_word
