@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 NONE = "–"
+UNKNOWN = "?"
 NO_BREAK_SPACE = "\xa0"
 
 
@@ -79,6 +80,16 @@ def large(value: float | None) -> str:
             scaled = value / size
             return f"{scaled:.{max(0, 3 - len(str(int(scaled))))}f} {unit}"
     return f"{value:.0f}"
+
+
+def disk(size: float | None) -> str:
+    """Format bytes with three digits: "< 1 MB", "14.5 GB"; UNKNOWN for None, "" for 0."""
+    if size is None:
+        return UNKNOWN
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}"
+    return "" if size == 0 else "< 1 MB"
 
 
 def duration(seconds: float) -> str:

@@ -1,30 +1,17 @@
-"""Compare the costs of stages with values by hand, and test speeds and sizes that are unknown."""
+"""Compare the work of stages with values by hand, and test sizes that are unknown."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from jobs import ROOT
+from selfcontrast.cli.plan import print_plan
 from selfcontrast.config import GROUPS, assemble, build
-from selfcontrast.errors import UserError
 from selfcontrast.planning.plan import Planned, PlannedStage
+from selfcontrast.planning.work import Sizes, Work, parameters, sizes_of, work
+from selfcontrast.report.text import disk
 from selfcontrast.store import Artifact
-from studies.paper.costs import (
-    SPEEDS,
-    Sizes,
-    Work,
-    checked,
-    from_file,
-    hours,
-    measured,
-    parameters,
-    sizes_of,
-    work,
-)
 from test_config import composed
 from tiny import example
 
@@ -101,14 +88,10 @@ def test_work_of_benchmark_with_own_questions_counts_turns() -> None:
     assert work(step("answers", "mt_bench answers SFT"), settings, SIZES) == Work("generate", (40 + 40 * 3) * 2 * 5, 0)
 
 
-def test_work_and_hours_of_unknown_sizes_are_none() -> None:
+def test_work_of_unknown_sizes_is_none() -> None:
     nothing = Sizes(None, None, None, None, None)
     assert work(step("generate"), parts(), nothing) == Work("generate", None, None)
     assert work(step("align"), parts(), nothing) == Work("train", None, None)
-    assert hours(Work("train", None, None), {"train": 1.0}) is None
-    assert hours(Work("train", 100, 0), {"score": 1.0}) is None
-    assert hours(Work(None, 0, 0), {}) == 0
-    assert hours(Work("train", 36000, 0), {"train": 5.0}) == 2
 
 
 def test_sizes_prefer_explicit_values_and_stored_candidates() -> None:
@@ -145,51 +128,27 @@ def test_parameters_of_local_configs_and_known_models() -> None:
     assert parameters(parts()) == built_in
 
 
-# --- speeds
+def test_work_is_written_with_three_digits_and_its_unit() -> None:
+    texts = {Work("train", 3_120_000, 0).text, Work("embed", 950, 0).text, Work("score", None, None).text}
+    assert texts == {"3.12 M tokens", "950 texts", "?"}
+    assert Work(None, 0, 0).text == ""
+    assert [disk(size) for size in (None, 0, 10, 14.5e9, 2e12)] == ["?", "", "< 1 MB", "14.5 GB", "2 TB"]
 
 
-def test_measured_speeds_of_a_finished_run_are_per_device(tmp_path: Path) -> None:
-    def stage(name: str, seconds: float, **summary: float) -> dict[str, Any]:
-        return {"name": name, "seconds": seconds, "resumed": False, "summary": summary}
-
-    result: Any = {
-        "config": {"hardware": {"devices": 4, "num_nodes": 2}},
-        "histories": {"align": [{"tokens_per_second": value} for value in (1.0, 800.0, 900.0)], "sft": []},
-        "stages": [
-            stage("generate", 10, tokens=5000, responses=90, prompts=10),
-            stage("embed", 4),
-            stage("reference", 2, tokens=600),
-            stage("filter", 1),
-        ],
-    }
-    (tmp_path / "result.json").write_text(json.dumps(result))
-    assert measured(tmp_path) == {"train": 100, "generate": 500, "embed": 25, "score": 300}
-    result["config"]["engine"] = {"actors": [1, 5], "gpus_per_actor": None}  # of the Ray engine
-    (tmp_path / "result.json").write_text(json.dumps(result))
-    assert measured(tmp_path) == {"train": 100, "generate": 100, "embed": 5, "score": 60}
-    del result["config"]["engine"]
-    result["stages"][0]["resumed"] = True  # its seconds cover the last attempt only
-    (tmp_path / "result.json").write_text(json.dumps(result))
-    assert measured(tmp_path) == {"train": 100, "score": 300}
-    with pytest.raises(UserError, match=r"--measured .*no result\.json"):
-        measured(tmp_path / "none")
-
-
-def test_throughput_file_entries_have_sources() -> None:
-    file = ROOT / "studies" / "paper" / "throughput.yaml"
-    entries = yaml.safe_load(file.read_text())
-    for entry in entries:
-        assert from_file(file, entry["hardware"]).keys() <= set(SPEEDS)
-        assert (ROOT / entry["source"].split(",")[0]).is_file()
-    with pytest.raises(UserError, match=r"--hardware h100.*throughput\.yaml.*cpu-2"):
-        from_file(file, "h100")
-
-
-def test_speeds_without_source_or_of_unknown_kind_are_refused(tmp_path: Path) -> None:
-    file = tmp_path / "speeds.yaml"
-    file.write_text(yaml.safe_dump([{"hardware": "mine", "speeds": {"train": 1}}]))
-    with pytest.raises(UserError, match=r"mine.*source"):
-        from_file(file, "mine")
-    for wrong in ({"trian": 1.0}, {"train": 0}, {"train": "fast"}):
-        with pytest.raises(UserError, match="train, generate, score, embed"):
-            checked(wrong)
+def test_plan_of_the_command_lists_work_or_the_stored_artifact(capsys: pytest.CaptureFixture[str]) -> None:
+    stored = Artifact("sft", "0f", Path("none"), {"summary": {}}, cached=True)
+    steps = [PlannedStage("sft", stored), step("generate"), step("filter")]
+    settings = with_splits(parts(), [example(str(i), "x" * 16, "y" * 24) for i in range(7)], [example("e", "x", "y")])
+    print_plan(Planned(settings, steps, ""))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[2:6]] == [
+        ["sft", "sft/0f"],
+        ["generate", "no", "2.69", "k", "tokens", "<", "1", "MB"],  # 7 * 64 * 6
+        ["filter", "no"],
+        ["2", "of", "3", "stages", "to", "do"],
+    ]
+    assert "Assumed: 7 training prompts of 4 tokens and responses of 6 " in lines[6]
+    print_plan(Planned(parts(), steps, "no data"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3].split() == ["generate", "no", "?", "?"]
+    assert len(lines) == 6
