@@ -13,7 +13,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from jobs import ROOT, TINY
-from selfcontrast.config import GROUPS, build, configure
+from selfcontrast.config import GROUPS, assemble, build, build_groups, configure
 from selfcontrast.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quiet_environment")
@@ -158,6 +158,26 @@ def test_configure_every_method_on_built_in_data(method: str) -> None:
     }
     pool = (parts.generator.samples, parts.filter.max_negatives)
     assert (parts.label, parts.negatives, parts.iterations, *pool) == expected[method]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "Self-Contrast K=8 s1"),
+        (["filter=random"], "Self-Contrast, filter.selector=Random K=8 s1"),
+        (
+            ["chosen=consensus", "objective=softmax", "negatives=2", "seed=3"],
+            "Self-Contrast, chosen=Consensus, objective=Softmax K=2 s3",
+        ),
+        (["method=random_negatives"], "random negatives K=8 s1"),
+        (["filter=random", "name=mine"], "mine"),
+    ],
+)
+def test_default_name_names_classes_that_are_not_the_papers(overrides: list[str], name: str) -> None:
+    cfg = composed("output=out", *overrides)
+    parts = assemble(cfg, build_groups(cfg), {"train": [], "validation": [], "test": []})
+    assert parts.name == name
+    assert parts.label == cfg.label
 
 
 def test_compose_command_line_overrides_method() -> None:

@@ -109,6 +109,13 @@ def test_card_names_the_method_by_the_label_in_the_config(tmp_path: Path) -> Non
     assert "the method SPIN of selfcontrast" in ModelCard.load(tmp_path / "hub" / "README.md").text
 
 
+def test_card_names_a_changed_class_of_the_papers_method(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, filter={"selector": {"_target_": "selfcontrast.filters.selectors.Random"}})
+    main([str(run), "push_to_hub=me/policy", "license=mit", "--dry-run", "--output", str(tmp_path / "hub")])
+    card = ModelCard.load(tmp_path / "hub" / "README.md").text
+    assert "the method Self-Contrast, filter.selector=Random of selfcontrast" in card
+
+
 def test_dry_run_without_license_asks_for_it_and_card_says_unknown(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -84,6 +84,13 @@ STAGES = (
     "answers", "divergence", "benchmark",
 )  # fmt: skip
 TARGET_METRICS = ("score", "difference", "win_rate")
+PAPERS_METHOD = "Self-Contrast"  # the label of these classes:
+PAPERS_CLASSES = {
+    "generator": "Generation",
+    "filter.selector": "LeastSimilar",
+    "chosen": "Target",
+    "objective": "SelfContrast",
+}
 
 
 @dataclass(frozen=True)
@@ -233,8 +240,11 @@ def assemble(
 ) -> Parts:
     """Assemble a job from built parts. Only the folders that the job writes to are checked."""
     output = Path(convert(check_values(cfg.output, "output"), Text, "output"))
+    name, label = str(cfg.name), str(cfg.label)
+    if name.startswith(label):  # the default of `name` starts with the label
+        name = method_name(cfg) + name.removeprefix(label)
     return Parts(
-        name=str(cfg.name),
+        name=name,
         label=str(cfg.label),
         negatives=cfg.negatives,
         iterations=cfg.iterations,
@@ -253,6 +263,25 @@ def assemble(
         left_out=list(left_out),
         **parts,
     )
+
+
+def method_name(config: Mapping[str, Any]) -> str:
+    """Return a config's label. If it is the paper's method but a class differs, add the class.
+
+    For example `filter=random` gives "Self-Contrast, filter.selector=Random".
+    """
+    label = str(config.get("label", PAPERS_METHOD))
+    if label != PAPERS_METHOD:
+        return label
+    changed = []
+    for key, cls in PAPERS_CLASSES.items():
+        node: Any = config
+        for part in key.split("."):
+            node = (node or {}).get(part)
+        target = str((node or {}).get("_target_", cls)).rpartition(".")[2]
+        if target != cls:
+            changed.append(f"{key}={target}")
+    return ", ".join([label, *changed])
 
 
 def build_groups(cfg: DictConfig) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from selfcontrast.config import method_name
 from selfcontrast.credentials import secrets_in
 from selfcontrast.errors import UserError, printable
 from selfcontrast.evaluation.compare import BASELINE
@@ -138,7 +139,7 @@ def model_card(result: Result, run: Path, publication: Publication) -> "ModelCar
         license_given=publication.license is not None,
         command=command(run),
         result=result,
-        method=result.config.get("label", "Self-Contrast"),
+        method=method_name(result.config),
         rows=result.comparison["rows"],
         baseline=BASELINE,
         versions=result.provenance.get("packages", {}),

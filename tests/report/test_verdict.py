@@ -113,3 +113,44 @@ def test_verdict_control_within_the_interval_of_sft_does_not_help(make: Make) ->
     """The interval of SFT's mean is ±0.05."""
     assert "does not clearly help" in judge(make(sft=0.6, policy=0.6, control=0.64, half=0.2, p=0.5)).control
     assert "sharper sampling helps (+0.060)" in judge(make(sft=0.6, policy=0.6, control=0.66, half=0.2, p=0.5)).control
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "headline"),
+    [
+        (0.35, 0.47, "Closer to the targets than SFT (by a proxy); pairwise judges it worse"),
+        (0.35, 0.52, "Closer to the targets than SFT (by a proxy)"),
+        (0.53, 0.67, "Closer to the targets than SFT (by a proxy)"),
+    ],
+)
+def test_headline_of_a_proxy_names_a_judge_that_contradicts_it(
+    proxy: Result, make: Make, low: float, high: float, headline: str
+) -> None:
+    rate = {"estimate": (low + high) / 2, "low": low, "high": high, "n": 40, "clusters": 20, "confidence": 0.95}
+    lines = [
+        {"system": system, "what": "win rate over SFT", "kind": "share", "value": rate, "note": ""}
+        for system in ("Self-Contrast iteration 1", "Self-Contrast")
+    ]
+    benchmarks = {"pairwise": {"lines": lines, "facts": {}, "shown": []}}
+    verdict = judge(replace(proxy, benchmarks=benchmarks))
+    assert verdict.headline == headline
+    assert verdict.control.endswith(
+        f"The win rate over SFT in pairwise is {100 * rate['estimate']:.1f}% [{100 * low:.1f}, {100 * high:.1f}]."
+    )
+    assert "pairwise" not in judge(replace(make(), benchmarks=benchmarks)).headline  # a verifier's score
+
+
+def test_headline_of_a_level_proxy_names_a_clear_judge(proxy: Result) -> None:
+    rows = [row | ({"p_value": 0.5} if "p_value" in row else {}) for row in proxy.comparison["rows"]]
+    rate = {"estimate": 0.6, "low": 0.55, "high": 0.65, "confidence": 0.95}
+    line = {"system": "Self-Contrast", "what": "win rate over SFT", "kind": "share", "value": rate}
+    level = replace(proxy, comparison={**proxy.comparison, "rows": rows}, benchmarks={"alpaca_eval": {"lines": [line]}})
+    assert judge(level).headline == "No clear difference from SFT (by a proxy); alpaca_eval judges it better"
+
+
+def test_verdict_names_a_changed_class_of_the_papers_method(make: Make) -> None:
+    config = {"label": "Self-Contrast", "filter": {"selector": {"_target_": "x.Random"}}}
+    result = make(config=config)
+    assert "At T=1 Self-Contrast, filter.selector=Random (K=4) scores" in judge(result).sentence
+    other = judge(replace(result, config={**config, "label": "DPO_std"}))
+    assert "At T=1 Self-Contrast (K=4) scores" in other.sentence  # the system's own name

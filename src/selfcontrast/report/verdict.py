@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from selfcontrast.report.text import bounded, interval, number, p_equals, percent
+from selfcontrast.config import method_name
+from selfcontrast.report.text import bounded, interval, number, p_equals, percent, percent_interval
 
 if TYPE_CHECKING:
     from selfcontrast.evaluation.compare import Row
@@ -22,7 +23,8 @@ class Verdict:
     Attributes:
         headline: the finding in a few words.
         sentence: the finding with its numbers.
-        control: sentences on SFT at sharper decodings, and on the policy against the best of them; "" if not measured.
+        control: sentences on SFT at sharper decodings, on the policy against the best of them, and, if the measure is
+            a proxy, on judges' win rates; "" if nothing of this was measured.
     """
 
     headline: str
@@ -62,9 +64,12 @@ def judge(result: "Result") -> Verdict:
         }.get(outcome, headline)
     if outcome == "better" and control and _mean(control) >= _mean(policy):
         headline += ", but no more than sharper sampling gives"
+    judged = _win_rates(result, policy) if proxy else {}
     if proxy:
         headline += " (by a proxy)"
-    controls = " ".join(part for part in (_control(base, policy, control, outcome), _best(base, policy)) if part)
+        headline += "".join(f"; {name} judges it {found}" for name, found in _contradictions(judged, outcome).items())
+    rates = [f"The win rate over SFT in {name} is {percent_interval(rate)}." for name, rate in judged.items()]
+    controls = " ".join(filter(None, (_control(base, policy, control, outcome), _best(base, policy), *rates)))
     return Verdict(headline, _sentence(result, base, policy, outcome), controls)
 
 
@@ -118,10 +123,16 @@ def _sentence(result: "Result", base: "Row", policy: "Row", outcome: str) -> str
     unit = "scores" if scored else SIMILARITY
     ends = {"better": "a clear gain", "worse": "a clear loss", "level": "no significant difference"}
     return (
-        f"At {base['decoding']} {policy['system']} (K={result.negatives}) {unit} {interval(policy['mean'])} "
+        f"At {base['decoding']} {_method(result, policy)} (K={result.negatives}) {unit} {interval(policy['mean'])} "
         f"against SFT's {interval(base['mean'])}: difference {interval(policy['difference'], signed=True)}, "
         f"{p_equals(policy['p_value'])}, n = {policy['difference']['clusters']} prompts: {ends[outcome]}."
     )
+
+
+def _method(result: "Result", policy: "Row") -> str:
+    """Return the policy's name. If the paper's method was changed, say how."""
+    system, label = policy["system"], str(result.config.get("label", ""))
+    return method_name(result.config) + system.removeprefix(label) if label and system.startswith(label) else system
 
 
 def _control(base: "Row", policy: "Row", control: "Row | None", outcome: str) -> str:
@@ -151,6 +162,26 @@ def _best(base: "Row", policy: "Row") -> str:
         f"The difference of {policy['system']} at {policy['decoding']} from SFT at its best decoding "
         f"({best['decoding']}) is {interval(best['difference'], signed=True)}, {p_equals(best['p_value'])}."
     )
+
+
+def _win_rates(result: "Result", policy: "Row") -> dict[str, Mapping[str, Any]]:
+    """Return the policy's win rate over SFT by benchmark."""
+    return {
+        name: line["value"]
+        for name, benchmark in result.benchmarks.items()
+        for line in benchmark["lines"]
+        if line["system"] == policy["system"] and line["what"] == f"win rate over {BASELINE}"
+    }
+
+
+def _contradictions(win_rates: Mapping[str, Mapping[str, Any]], outcome: str) -> dict[str, str]:
+    """Return "better" or "worse" for each benchmark whose win rate is clear and does not agree with `outcome`."""
+    found = {
+        name: "better" if rate["low"] > 0.5 else "worse"
+        for name, rate in win_rates.items()
+        if bounded(rate) and not rate["low"] <= 0.5 <= rate["high"]
+    }
+    return {name: judged for name, judged in found.items() if judged != outcome}
 
 
 def _mean(row: "Row") -> float:
