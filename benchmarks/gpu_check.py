@@ -3,9 +3,9 @@
     make gpu-check                                    # on a GPU, or with tiny sizes on the CPU if there is no GPU
     python benchmarks/gpu_check.py --seconds 300 --output benchmarks/results/h200.json
 
-It needs torch, transformers and lightning; TRL is a baseline if it is installed. Steps run in the order of their value,
-and the results file is written after each, so an interruption keeps all finished steps. A failed or too slow step is
-recorded, and the next one runs. The steps "speed" also measure the baselines:
+It needs torch, transformers and lightning. TRL is a baseline if it is installed; QLoRA needs peft and bitsandbytes.
+Steps run in the order of their value, and the results file is written after each, so an interruption keeps all finished
+steps. A failed or too slow step is recorded, and the next one runs. The steps "speed" also measure the baselines:
 
 - pairs: 2K padded rows per prompt, SDPA, logits of response positions only;
 - unpadded rows: each response with its own copy of the prompt, in one causal variable-length call, without padding;
@@ -51,6 +51,7 @@ def steps(setting: Setting) -> dict[str, Measure]:
     from gpu_speed import RAGGED, kernel_options, speeds
     from gpu_stop import seconds_to_exit
     from gpu_sync import host_waits
+    from qlora_memory import qlora_memory
 
     cases: list[Case] = [*setting.shapes, RAGGED]
     first = {f"speed {_name(case)}": partial(speeds, case, ("varlen",), True) for case in cases}
@@ -68,6 +69,7 @@ def steps(setting: Setting) -> dict[str, Measure]:
         "host waits": host_waits,
         "training loop": training_loop,
         **{f"loop {i} {name}": partial(with_changes, name) for i, name in enumerate(CHANGES, start=1)},
+        "QLoRA 7B": qlora_memory,
         **rest,
     }
 
@@ -127,7 +129,7 @@ def circumstances(device: str) -> dict[str, Any]:
     import torch
 
     versions: dict[str, str | None] = {}
-    for package in ("torch", "transformers", "lightning", "trl"):
+    for package in ("torch", "transformers", "lightning", "trl", "peft", "bitsandbytes"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

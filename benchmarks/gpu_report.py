@@ -23,6 +23,7 @@ PARTS = {
     "host waits": "the count of host waits",
     "training loop": "the training loop at 7B",
     "loop": "selective checkpointing, bf16 copies and micro-batches that fill the memory",
+    "QLoRA": "the memory of QLoRA at 7B",
     "compiled": "compiled layers",
     "gradients of flex": "gradients of attention=flex",
     "flex": "speed of attention=flex",

@@ -42,14 +42,14 @@ def peak_memory(contender: Contender, batches: int) -> float | None:
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-        resident = _status("VmRSS")
+        resident = status("VmRSS")
         seconds(contender, batches)
     except OSError:
         return None
-    return (_status("VmHWM") - resident) / 1024
+    return (status("VmHWM") - resident) / 1024
 
 
-def _status(key: str) -> int:
+def status(key: str) -> int:
     """Read a value of /proc/self/status in kB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(key))

@@ -95,7 +95,7 @@ def test_first_line_names_parts_that_did_not_run() -> None:
 
     step: dict[str, Any] = {"rows": []}
     names = ["gradients", "speed 256,256,1", "ragged job", "SIGTERM", "host waits", "training loop", "loop 5 larger"]
-    names.append("compiled ragged")
+    names += ["QLoRA 7B", "compiled ragged"]
     line = first_line([{"steps": dict.fromkeys(names, step)}])
     missing = [PARTS["gradients of flex"], PARTS["flex"], PARTS["options of flex"], OUTSIDE]
     assert [text for text in [*PARTS.values(), OUTSIDE] if text in line] == missing
