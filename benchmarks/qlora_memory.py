@@ -1,7 +1,7 @@
 """Measure the memory of QLoRA's training step at the layer shape of Mistral-7B, on a GPU or a CPU.
 
-    OMP_NUM_THREADS=2 python benchmarks/qlora_memory.py --layers 2 4     # on a CPU: the difference is one layer's share
-    python benchmarks/qlora_memory.py --layers 32                        # on a GPU: the whole model
+    OMP_NUM_THREADS=2 python benchmarks/qlora_memory.py --layers 2   # on a CPU; again with 4, for the share of a layer
+    python benchmarks/qlora_memory.py                                # on a GPU: the whole model
 
 Weights are random. The micro-batch holds groups of a prompt, a target and two negatives with 512 tokens each. Gradient
 checkpointing is on, arithmetic is bf16-mixed, and the adapters have rank 16.
@@ -81,7 +81,7 @@ def measure(config: Any, part: int, hardware_config: Hardware) -> dict[str, Any]
     tokens = hardware_config.fixed_tokens_per_microbatch()
     draw, per_step = random.Random(0), tokens // (4 * part)
     groups = [random_group((part, part, [part, part]), config.vocab_size, draw) for _ in range(2 * per_step)]
-    stored, records = StoredScores({"0": torch.zeros(3)}), list[Record]()
+    stored, records = StoredScores({"0": torch.zeros(3)}, reference_is_model=False), list[Record]()
     settings, chunk = optim(per_step), hardware_config.logits_chunk
     module = SelfContrastDPO(policy, settings, 2, chunk, records.append, OBJECTIVE, stored)
     loaded = _used(device)
@@ -119,7 +119,7 @@ def _peak(device: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, nargs="+", default=[32])
+    parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=8192, help="tokens per micro-batch")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -132,10 +132,9 @@ def main() -> None:
         max_tokens_per_microbatch=args.tokens,
         logits_chunk=2048,
     )
-    for layers in args.layers:
-        config = copy(MISTRAL)
-        config.num_hidden_layers = layers
-        print(measure(config, PART, settings), flush=True)
+    config = copy(MISTRAL)
+    config.num_hidden_layers = args.layers
+    print(measure(config, PART, settings))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Compare DFT, SPACE, SWEPO and LiPO-lambda with plain loops in float64, and check consequences of the formulas."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -161,6 +162,19 @@ def test_swepo_loss_of_three_scores_equals_value_by_hand() -> None:
     loss = losses.swepo(s_plus, s_minus, scores, alpha=2.0)
     assert float(loss) == pytest.approx(-math.log((weighted[0] + weighted[2]) / sum(weighted)))
     assert float(losses.swepo(s_plus, s_minus, torch.tensor([[0.1, 0.1, 0.1]]))) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("numerators", "denominator"), [((1, 3, 5), 5), ((2, 3, 4), 5), ((1, 3, 5), 6), ((3, 5, 7), 7)]
+)
+def test_swepo_score_equal_to_the_mean_is_rejected(numerators: tuple[int, int, int], denominator: int) -> None:
+    """The middle score equals the mean, which float32 rounds."""
+    low, middle, high = (value / denominator for value in numerators)
+    zeros = torch.zeros(1)
+    expected = -math.log(math.exp(high) / sum(map(math.exp, (low, middle, high))))
+    for scores in itertools.permutations((low, middle, high)):
+        loss = losses.swepo(zeros, torch.zeros(1, 2), torch.tensor([scores]))
+        assert float(loss) == pytest.approx(expected)
 
 
 def test_swepo_target_below_mean_is_rejected() -> None:

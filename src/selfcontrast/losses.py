@@ -24,6 +24,10 @@ MaybeTensor = Tensor | None
 Core = Callable[[Tensor], Tensor]
 """Maps margins s - s_j of any shape to their losses."""
 
+# Rewards this close are ties. When training starts, all rewards are 0 up to rounding. Rounding depends on the
+# micro-batches and must not decide which responses the first gradients move.
+TIE = 1e-3
+
 
 # ---- cores
 
@@ -91,12 +95,14 @@ def mean_margin(
 
 
 def hardest(s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None, label_smoothing: float = 0.0) -> Tensor:
-    """max_j -log sigmoid(s - s_j)."""
+    """max_j -log sigmoid(s - s_j); the mean over ties to 1e-3."""
     mask, _ = _with_defaults(s_minus, mask)
     if not mask.shape[1]:
         return torch.zeros_like(s_plus)
     losses = sigmoid(s_plus[:, None] - where_exists(s_minus, mask), label_smoothing)
-    return where_exists(losses.masked_fill(~mask, -torch.inf).amax(-1), mask.any(-1))
+    highest = losses.detach().masked_fill(~mask, -torch.inf).amax(-1, keepdim=True)
+    hardest = mask & (losses.detach() >= highest - TIE)
+    return where_exists(losses, hardest).sum(-1) / hardest.sum(-1).clamp(min=1)
 
 
 def softmax(s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None, weights: MaybeTensor = None) -> Tensor:
@@ -179,7 +185,8 @@ def swepo(
     """
     rewards, scores, exists = _stack_responses(s_plus, s_minus, scores, mask)
     mean = scores.sum(-1, keepdim=True) / exists.sum(-1, keepdim=True)
-    better = exists & (scores > mean)
+    # Rounding must not put a score that equals the mean above it.
+    better = exists & (scores > mean) & ~torch.isclose(scores, mean, rtol=1e-6, atol=1e-6)
     accepted = torch.where(better.any(-1, keepdim=True), better, exists)  # if none is better, the loss is 0
     logits = rewards + alpha * (scores - mean) ** power
     all_logits, accepted_logits = (
@@ -192,11 +199,12 @@ def lipo_lambda(s_plus: Tensor, s_minus: Tensor, scores: Tensor, mask: MaybeTens
     """sum over pairs with score_i > score_j of D_ij log(1 + exp(s_j - s_i)): LiPO-lambda (arXiv 2402.01878, eq. 8).
 
     D_ij = |2^score_i - 2^score_j| |1 / log(1 + rank_i) - 1 / log(1 + rank_j)| is the change in discounted cumulative
-    gain if the two responses were exchanged. Rank 1 has the highest current reward; ties go to the first column. No
-    gradient goes through the weights. Negatives are also compared with each other.
+    gain if the two responses were exchanged. Rank 1 has the highest current reward; ties, to 1e-3, go to the first
+    column. No gradient goes through the weights. Negatives are also compared with each other.
     """
     rewards, scores, exists = _stack_responses(s_plus, s_minus, scores, mask)
-    order = rewards.detach().masked_fill(~exists, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    ranked = (rewards.detach() / TIE).round().masked_fill(~exists, -torch.inf)
+    order = ranked.argsort(dim=-1, descending=True, stable=True)
     discount = 1 / (order.argsort(dim=-1) + 2).to(rewards.dtype).log()  # ranks start at 1
     gain = torch.exp2(scores)
     weights = _differences(gain).abs() * _differences(discount).abs()

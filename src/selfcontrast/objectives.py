@@ -306,7 +306,7 @@ class MeanMargin(WeightedContrast):
 
 @dataclass(frozen=True, kw_only=True)
 class Hardest(Contrast):
-    """max_j of DPO's loss of s - s_j."""
+    """max_j of DPO's loss of s - s_j; the mean over negatives whose losses are the highest to 1e-3."""
 
     label_smoothing: Smoothing
 
@@ -377,7 +377,7 @@ class LiPOLambda(ScoredContrast):
     in [0, 1].
     """
 
-    ranks_rewards: ClassVar[bool] = True  # ties at step 0 leave the ranks, and so the expected loss, undefined
+    ranks_rewards: ClassVar[bool] = True  # bfloat16's noise at step 0 decides the ranks, and so the expected loss
 
     def loss(self, s_plus: Tensor, s_minus: Tensor, mask: Tensor, scores: Tensor) -> Tensor:
         return losses.lipo_lambda(s_plus, s_minus, scores, mask)

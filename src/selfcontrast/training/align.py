@@ -28,7 +28,7 @@ from selfcontrast.training.training import Training
 
 log = logging.getLogger(__name__)
 
-VERSION = 4
+VERSION = 5
 
 
 def align(
