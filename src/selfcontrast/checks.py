@@ -42,8 +42,8 @@ def check_signals(parts: dict[str, Any], reference: str, verified: bool) -> None
     name = f"objective={type(objective).__name__}"
     if objective.needs_scores and not verified and parts["filter"].reward_model is None:
         raise UserError(
-            f"{name} needs scores, and this data has no verifier. Set filter.reward_model (filter=oracle_reward "
-            "filter.reward_model.path=MODEL), or use another objective."
+            f"{name} needs scores, and this data has no verifier. Add +reward_model@filter.reward_model=classifier "
+            "filter.reward_model.path=MODEL, or use another objective."
         )
     for needed, setting in ((objective.needs_sampler, name), (reference == "sampler", "reference=sampler")):
         if needed and not generator.has_log_probs:
@@ -178,7 +178,7 @@ def check_iterations(cfg: DictConfig, generator: Generator, hardware: Hardware, 
 def check_checkpoints(parts: dict[str, Any], prompts: int) -> None:
     """Raise `UserError` if `evaluation.checkpoints` exceeds the number of steps that preference training can have.
 
-    This bound assumes that every prompt is used. `align` checks the exact number.
+    This bound assumes that every prompt is used. The stages `reference` and `align` check the exact number.
 
     Args:
         prompts: number of prompts in the training split.

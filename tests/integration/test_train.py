@@ -127,7 +127,7 @@ def test_iterations_draw_disjoint_prompts_or_gather_all_negatives(finished: Fini
     by_run = {}
     for name, settings in {
         "disjoint": ("reference_over_iterations=initial", "prompts_over_iterations=disjoint"),
-        "all": ("negatives_over_iterations=all",),
+        "all": ("negatives_over_iterations=all", "trainer.lr=1e-9"),
     }.items():
         (tmp_path / name).mkdir()
         ended = run_train(*TINY, "iterations=2", "tracking=none", *settings, cwd=tmp_path / name, env=store)
@@ -148,6 +148,8 @@ def test_iterations_draw_disjoint_prompts_or_gather_all_negatives(finished: Fini
     assert list(parts[2].groupby("id").size()) == [12] * 16
     texts = [frame.groupby("id")["text"].apply(list).to_dict() for frame in parts]
     assert texts[2] == {name: [*texts[0][name], *texts[1][name]] for name in texts[0]}
+    pairs = [(one, two) for name in texts[0] for one, two in zip(texts[0][name], texts[1][name], strict=True)]
+    assert sum(one == two for one, two in pairs) < len(pairs) / 2  # the same policy, but other random numbers
     assert {tuple(samples) for samples in parts[2].groupby("id")["sample"].apply(list)} == {tuple(range(12))}
     drawn = pd.read_parquet(Path(by_run["all"]["filter"]["path"]) / "negatives.parquet")["sample"]
     assert drawn.min() < 6 <= drawn.max()  # samples of both iterations
@@ -256,6 +258,20 @@ def test_checkpoints_are_scored_and_do_not_change_the_policy(finished: Finished,
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Better, sharper, or farther?" in page
     assert "Self-Contrast 3/4" in page
+
+
+def test_more_checkpoints_than_steps_are_refused_before_the_reference_is_scored(
+    finished: Finished, tmp_path: Path
+) -> None:
+    """With a budget of tokens the number of steps is known only after filtering. Another seed draws other negatives."""
+    shutil.copytree(finished.folder / "store", tmp_path / "store")
+    references = {folder.name for folder in (tmp_path / "store" / "reference").iterdir()}
+    settings = ("evaluation.checkpoints=4", "trainer.tokens=50", "filter.seed=7", "tracking=none")
+    ended = run_train(*TINY, *settings, cwd=tmp_path)
+    assert ended.returncode == 1
+    assert "evaluation.checkpoints=4, but preference training has 1 steps. Lower it to 1." in ended.stderr
+    after = {folder.name for folder in (tmp_path / "store" / "reference").iterdir()}
+    assert {name for name in after if not name.endswith(".partial")} == references
 
 
 # --- cached stages

@@ -51,7 +51,7 @@ def test_plan_iteration_setting_changes_keys_of_second_iteration(tmp_path: Path)
     for setting, same in (
         ("reference_over_iterations=initial", {"generate", "embed", "filter"}),
         ("prompts_over_iterations=disjoint", set[str]()),
-        ("negatives_over_iterations=all", {"generate"}),
+        ("negatives_over_iterations=all", set[str]()),  # it samples with other random numbers
     ):
         keys = keys_of(tmp_path, *iterations, setting)
         assert {label for label in first | set(ITERATION_STAGES) if keys[label] == usual[label]} == first | same

@@ -1,6 +1,7 @@
 """Test the score against KL on a run's page and in a sweep's report, and methods at equal KL."""
 
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -263,13 +264,28 @@ def test_equal_kl_names_results_without_kl(make: Make, make_with_kl: Make, write
 
 
 @pytest.mark.parametrize("kls", [[0, -0.01], [0, 0]])
-def test_equal_kl_of_a_policy_at_zero_kl_is_none(
-    kls: list[float], make_with_kl: Make, write: Write, tmp_path: Path
+def test_equal_kl_leaves_out_a_policy_at_zero_kl_by_name(
+    kls: list[float], make_with_kl: Make, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(tmp_path / "0", make_with_kl([0, 2], [0.5, 0.7], k=1))
-    write(tmp_path / "1", make_with_kl(kls, [0.5, 0.5], k=2))
-    assert equal_kl(read_sweep([tmp_path])) is None
-    write_sweep(read_sweep([tmp_path]))
+    for k in (1, 2):
+        write(tmp_path / str(k), make_with_kl([0, k], [0.5, 0.6], k=k))
+    write(tmp_path / "unmoved", make_with_kl(kls, [0.5, 0.5], k=4))
+    sweep = read_sweep([tmp_path])
+    table, note = equal_kl(sweep), "Not in it, since a policy has not moved away from SFT: K=4 (KL "
+    assert table is not None
+    assert [row[0] for row in table.rows] == ["K=1", "K=2"]
+    assert note in " ".join(table.notes)
+    print_sweep(sweep)
+    assert note in " ".join(capsys.readouterr().out.split())
+    shutil.rmtree(tmp_path / "2")
+    alone = read_sweep([tmp_path])
+    table = equal_kl(alone)
+    assert table is not None
+    assert (table.rows, table.notes[0]) == ([], "Not compared at equal KL.")
+    assert note in table.notes[1]
+    write_sweep(alone)
+    assert note in (tmp_path / "report.html").read_text().replace(NO_BREAK_SPACE, " ")
+    print_sweep(alone)
 
 
 def test_figure_of_many_methods_names_the_best_ten(make_with_kl: Make, write: Write, tmp_path: Path) -> None:

@@ -125,7 +125,9 @@ def test_score_in_microbatches_two_ranks_cover_every_group() -> None:
         assert scores[group.id].tolist() == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("options", [{"strategy": "fsdp2"}, {"max_tokens_per_microbatch": "auto"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"strategy": "fsdp2"}, {"max_tokens_per_microbatch": "auto"}, {"compile": True}], ids=str
+)
 def test_hardware_rescore_reference_unsupported_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"^hardware\.rescore_reference=true"):
         hardware(rescore_reference=True, **options)

@@ -109,12 +109,19 @@ def _draw_method(axes: Axes, method: Point, label: str | None, colour: str, mark
 
 
 def equal_kl(sweep: Sweep) -> Compared | None:
-    """Compare methods at the smallest final KL of all jobs; None for one method, or if a policy has not moved."""
+    """Compare methods at the smallest final KL of their jobs; None for a single method.
+
+    A method with a job whose estimated KL is not above 0 is left out, since its policy has not moved.
+    """
     methods = _methods(sweep)
-    jobs = [job for method in methods for job in method.jobs]
-    kl = min((_points(job)[-1]["kl"]["estimate"] for job in jobs), default=0.0)
-    if len(methods) < 2 or kl <= 0:
+    if len(methods) < 2:
         return None
+    unmoved = [f"{point_name(sweep, method)} (KL {_final_kl(method)})" for method in methods if _lowest_kl(method) <= 0]
+    methods = [method for method in methods if _lowest_kl(method) > 0]
+    left_out = [f"Not in it, since a policy has not moved away from SFT: {', '.join(unmoved)}."] if unmoved else []
+    if len(methods) < 2:
+        return Compared([], [], ["Not compared at equal KL.", *left_out])
+    jobs, kl = [job for method in methods for job in method.jobs], min(map(_lowest_kl, methods))
     names = [point_name(sweep, method) for method in methods]
     unlike = [_unlike(sweep, methods[0], method) for method in methods]
     notes = [f"Differences are from {names[0]}.", *_no_difference(names, unlike)]
@@ -129,13 +136,12 @@ def equal_kl(sweep: Sweep) -> Compared | None:
         point_name(sweep, point) for point in sweep.points if not any(len(_points(job)) > 1 for job in point.jobs)
     ]
     without = [f"Not in it, since no KL is known: {', '.join(lacking)}."] if lacking else []
-    finals = [_mean([_points(job)[-1] for job in method.jobs], "kl") for method in methods]
     straight = [STRAIGHT] if any(len(_points(job)) == 2 for job in jobs) else []
     heads = ["method", "final KL", f"{sweep.measure} at KL {text.number(kl, 2)}", "difference"]
-    rows = [[name, final, *scores] for name, final, scores in zip(names, finals, cells, strict=True)]
+    rows = [[name, _final_kl(method), *scores] for name, method, scores in zip(names, methods, cells, strict=True)]
     if any(method.seeds != sweep.seeds for method in methods):
         heads, rows = _with_seeds(heads, rows, methods)
-    return Compared(heads, rows, [note, *notes, *without, *straight])
+    return Compared(heads, rows, [note, *notes, *left_out, *without, *straight])
 
 
 def _with_seeds(heads: Row, rows: list[Row], methods: Sequence[Point]) -> tuple[Row, list[Row]]:
@@ -221,6 +227,15 @@ def _methods(sweep: Sweep) -> list[Point]:
     """Return the points of the sweep, each with its jobs that have a policy whose KL is known."""
     methods = [Point([job for job in point.jobs if len(_points(job)) > 1], point.p_holm) for point in sweep.points]
     return [method for method in methods if method.jobs]
+
+
+def _lowest_kl(method: Point) -> float:
+    """Return the lowest final KL of the method's jobs."""
+    return float(min(_points(job)[-1]["kl"]["estimate"] for job in method.jobs))
+
+
+def _final_kl(method: Point) -> str:
+    return _mean([_points(job)[-1] for job in method.jobs], "kl")
 
 
 def _points(job: SweepJob) -> "list[CurvePoint]":

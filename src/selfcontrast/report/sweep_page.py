@@ -24,7 +24,7 @@ def write_sweep(sweep: Sweep) -> None:
     ranks = len(ranked(sweep)) if is_ranked(sweep) else 0
     compared = sweep_kl.equal_kl(sweep)
     tables = [table for table in (points, jobs) if table]
-    if compared:
+    if compared and compared.rows:
         tables.append((compared.heads, compared.rows))
     against_kl = sweep_kl.figure(sweep)
     (sweep.folder / "results.md").write_text("\n".join(markdown(*table) for table in tables), encoding="utf-8")

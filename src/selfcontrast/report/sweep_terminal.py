@@ -61,7 +61,8 @@ def _print_jobs(sweep: Sweep) -> None:
         kl_table = columns(*compared.heads)
         for row in compared.rows:
             kl_table.add_row(*row)
-        show(kl_table)
+        if compared.rows:
+            show(kl_table)
         say(" ".join(compared.notes), "italic")
         say("")
     say(f"{headline(sweep)}. {sentence(sweep)}")

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from selfcontrast.models.packing import Group
 from selfcontrast.stages.input_check import check_unchanged
 from selfcontrast.store import Artifact, Stage, settings_of
 from selfcontrast.training import align, reference
+from selfcontrast.training.fit import StepData
 from selfcontrast.training.groups import (
     StoredScores,
     chosen_scores,
@@ -76,18 +78,27 @@ class Iteration:
         p = self.parts
         settings = settings_of(p.generator)
         part = self.number - 1 if p.prompts_over_iterations == "disjoint" else 0
+        # With the random numbers of an earlier iteration, a similar policy would repeat that iteration's responses.
+        # Two apart, because a generator with two models uses two seeds.
+        shift = 2 * (self.number - 1) if p.negatives_over_iterations == "all" else 0
 
         def compute(folder: Path) -> Mapping[str, Any]:
+            generator: Any = (
+                p.generator
+            )  # the config check ensures `prompts` and `seed` if there are several iterations
             model, examples = self.start.path / "model", p.splits["train"]
-            if part:
-                # The config check ensures that the generator has both fields.
-                count, seed = (getattr(p.generator, name) for name in ("prompts", "seed"))
-                examples = generate.choose(examples, count, seed, part)
-            summary = p.generator.generate(folder, model, examples, p.engine, p.hardware.device)
+            if part or shift:
+                examples = generate.choose(examples, generator.prompts, generator.seed, part)
+                generator = replace(generator, prompts=None, seed=(generator.seed + shift) % 2**32)
+            summary: Mapping[str, Any] = generator.generate(folder, model, examples, p.engine, p.hardware.device)
             check_unchanged("generator", settings, settings_of(p.generator))
             return summary
 
-        key = {"generator": p.generator, **({"part": part} if part else {})}
+        key = {
+            "generator": p.generator,
+            **({"part": part} if part else {}),
+            **({"seed_shift": shift} if shift else {}),
+        }
         return self._get(Stage("generate", generate.VERSION, key, {"model": self.start}, compute, generate.__name__))
 
     @cached_property
@@ -151,6 +162,7 @@ class Iteration:
 
         def compute(folder: Path) -> Mapping[str, Any]:
             ranked = read_negatives(self.negatives.path / filter_stage.FILE)
+            self._check_checkpoints(ranked)
             groups, _ = self._groups(dict.fromkeys(ranked, ()) if targets_only else ranked)
             scoring = reference.Scoring(model.path / "model", p.model.dtype, p.hardware)
             reference.score_reference(folder, p.engine, scoring, groups, p.hardware.device)
@@ -217,6 +229,14 @@ class Iteration:
     def _negatives_per_prompt(self) -> int:
         """Negatives per prompt in training: K, or 0 for continued supervised fine-tuning."""
         return self.parts.negatives if self.parts.objective.uses_negatives else 0
+
+    def _check_checkpoints(self, ranked: Mapping[str, Sequence[Negative]]) -> None:
+        """Raise `UserError` now if `align`, which comes next, will have fewer steps than checkpoints."""
+        p = self.parts
+        if p.evaluation.checkpoints:
+            used = {name: nearest_first(negatives, self._negatives_per_prompt) for name, negatives in ranked.items()}
+            steps = StepData(self._groups(used)[0], [], p.trainer, p.hardware, p.seed).steps()
+            align.checkpoint_steps(len(steps), p.evaluation.checkpoints)
 
     def example(self, name: str) -> Example:
         """Return a training example with its answers decoded from their tokens, as candidates are."""

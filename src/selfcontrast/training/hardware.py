@@ -60,6 +60,11 @@ class Hardware:
             raise UserError("hardware.bf16_copy=true: strategy=fsdp2 gathers bfloat16 weights anyway. Set it to false.")
         if self.rescore_reference and self.strategy == "fsdp2":
             raise UserError("hardware.rescore_reference=true needs the whole policy on one device. Use strategy=ddp.")
+        if self.rescore_reference and self.compile:
+            raise UserError(
+                "hardware.rescore_reference=true: compiled layers round differently in training than in scoring, so "
+                "margins at step 0 would not be 0. Set compile=false."
+            )
         if self.rescore_reference and self.max_tokens_per_microbatch == "auto":
             raise UserError(
                 "hardware.rescore_reference=true needs micro-batches of a fixed size. "
