@@ -1,7 +1,7 @@
 """Measure the memory of QLoRA's training step at the layer shape of Mistral-7B, on a GPU or a CPU.
 
     OMP_NUM_THREADS=2 python benchmarks/qlora_memory.py --layers 2   # on a CPU; again with 4, for the share of a layer
-    python benchmarks/qlora_memory.py                                # on a GPU: the whole model
+    python benchmarks/qlora_memory.py                                # on a GPU: the whole model (4 minutes)
 
 Weights are random. The micro-batch holds groups of a prompt, a target and two negatives with 512 tokens each. Gradient
 checkpointing is on, arithmetic is bf16-mixed, and the adapters have rank 16.
@@ -14,6 +14,7 @@ import random
 import tempfile
 from copy import copy
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,25 @@ PART = 512  # tokens of a prompt and of each of its three responses
 
 
 def qlora_memory(setting: Setting) -> list[dict[str, Any]]:
-    """Return one row for the whole model in micro-batches of 8,192 tokens; with tiny sizes on a CPU."""
+    """Return rows for 2 and 6 layers in micro-batches of 8,192 tokens, and the extrapolation to the whole model.
+
+    The whole model would take 4 minutes, because weights are quantised on the CPU. With tiny sizes there is one row.
+    """
+    if missing := [name for name in ("peft", "bitsandbytes") if find_spec(name) is None]:
+        return [{"not measured": f"{' and '.join(missing)} missing"}]
     if setting.tiny:
         return [measure(MODELS[setting.model], 8, replace(hardware(setting), precision="bf16-mixed"))]
-    return [measure(MISTRAL, PART, replace(hardware(setting), max_tokens_per_microbatch=8192))]
+    settings = replace(hardware(setting), max_tokens_per_microbatch=8192)
+    few, more = (measure(with_layers(count), PART, settings) for count in (2, 6))
+    whole = MISTRAL.num_hidden_layers
+    per_layer = {name: (more[name] - few[name]) / 4 for name in more}
+    return [few, more, {name: few[name] + (whole - 2) * per_layer[name] for name in few}]
+
+
+def with_layers(count: int) -> Any:
+    config = copy(MISTRAL)
+    config.num_hidden_layers = count
+    return config
 
 
 def measure(config: Any, part: int, hardware_config: Hardware) -> dict[str, Any]:
@@ -120,8 +136,10 @@ def _peak(device: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=8192, help="tokens per micro-batch")
+    parser.add_argument("--tokens", type=int, default=8192, help="tokens per micro-batch, at least 2048")
     args = parser.parse_args()
+    if args.tokens < 4 * PART:
+        parser.error(f"--tokens {args.tokens}: a group has {4 * PART} tokens. Give at least as many.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"torch {torch.__version__}, {device}")
     settings = replace(
@@ -132,9 +150,7 @@ def main() -> None:
         max_tokens_per_microbatch=args.tokens,
         logits_chunk=2048,
     )
-    config = copy(MISTRAL)
-    config.num_hidden_layers = args.layers
-    print(measure(config, PART, settings))
+    print(measure(with_layers(args.layers), PART, settings))
 
 
 if __name__ == "__main__":

@@ -171,6 +171,8 @@ def test_configure_every_method_on_built_in_data(method: str) -> None:
         ),
         (["method=random_negatives"], "random negatives K=8 s1"),
         (["filter=random", "name=mine"], "mine"),
+        (["filter=random", "name=Self-Contrast-v2"], "Self-Contrast-v2"),
+        (["generator.model=x/y", "generator.system=wrong"], "Self-Contrast, generator.model, generator.system K=8 s1"),
     ],
 )
 def test_default_name_names_classes_that_are_not_the_papers(overrides: list[str], name: str) -> None:

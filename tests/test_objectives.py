@@ -202,6 +202,23 @@ def test_objective_rounding_at_step_zero_does_not_decide_the_gradient(name: str)
         assert float((gradient - exact).norm()) < 1e-3 * float(exact.norm())
 
 
+@pytest.mark.parametrize("name", CHOICES)
+def test_objective_with_a_nan_that_exists_is_nan(name: str) -> None:
+    """Training looks for a NaN in the losses, to name the example."""
+    policy, reference, lengths, mask, signals = batch(6, (4, 2))
+    policy[0, 2] = torch.nan
+    loss = objective(name)(policy, reference, lengths, mask, signals).loss
+    assert loss.isnan().tolist() == [True, False]
+
+
+def test_hardest_averages_only_over_rewards_that_tie() -> None:
+    """Losses of margins 8 to 20 are all below 0.001, but only the first two rewards tie."""
+    policy = torch.tensor([[0.0, -8.0, -8.0005, -12.0, -20.0]], dtype=torch.float64)
+    mask, zeros = torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 5, dtype=torch.float64)
+    loss = objective("Hardest", beta=1.0, label_smoothing=0.0)(policy, zeros, torch.ones(1, 5), mask).loss
+    assert float(loss) == pytest.approx(-(log_sigmoid(8.0) + log_sigmoid(8.0005)) / 2)
+
+
 def test_plackett_luce_loss_is_lower_if_negatives_are_in_order() -> None:
     def loss(rejected: list[float]) -> float:
         policy = torch.tensor([[3.0, *rejected]])

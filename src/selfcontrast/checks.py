@@ -160,6 +160,11 @@ def check_iterations(cfg: DictConfig, generator: Generator, hardware: Hardware, 
             "reference=sampler takes log-probabilities from the policy that sampled, so it cannot be used with "
             "reference_over_iterations=initial or negatives_over_iterations=all. Use reference=stored."
         )
+    if cfg.negatives_over_iterations == "all" and not (hasattr(generator, "prompts") and hasattr(generator, "seed")):
+        raise UserError(
+            "negatives_over_iterations=all samples every iteration with another seed, and generator="
+            f"{type(generator).__name__} has no settings `prompts` and `seed`. Use negatives_over_iterations=last."
+        )
     if cfg.prompts_over_iterations == "same":
         return
     if cfg.negatives_over_iterations == "all":

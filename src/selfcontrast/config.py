@@ -240,11 +240,8 @@ def assemble(
 ) -> Parts:
     """Assemble a job from built parts. Only the folders that the job writes to are checked."""
     output = Path(convert(check_values(cfg.output, "output"), Text, "output"))
-    name, label = str(cfg.name), str(cfg.label)
-    if name.startswith(label):  # the default of `name` starts with the label
-        name = method_name(cfg) + name.removeprefix(label)
     return Parts(
-        name=name,
+        name=run_name(cfg),
         label=str(cfg.label),
         negatives=cfg.negatives,
         iterations=cfg.iterations,
@@ -265,8 +262,14 @@ def assemble(
     )
 
 
+def run_name(cfg: DictConfig) -> str:
+    """Return the run's name; if it is the default, with the method's full name."""
+    name, rest = str(cfg.name), f" K={cfg.negatives} s{cfg.seed}"
+    return method_name(cfg) + rest if name == f"{cfg.label}{rest}" else name
+
+
 def method_name(config: Mapping[str, Any]) -> str:
-    """Return a config's label. If it is the paper's method but a class differs, add the class.
+    """Return a config's label. If it is the paper's method, add each class and source of candidates that is not.
 
     For example `filter=random` gives "Self-Contrast, filter.selector=Random".
     """
@@ -277,10 +280,14 @@ def method_name(config: Mapping[str, Any]) -> str:
     for key, cls in PAPERS_CLASSES.items():
         node: Any = config
         for part in key.split("."):
-            node = (node or {}).get(part)
-        target = str((node or {}).get("_target_", cls)).rpartition(".")[2]
+            node = node.get(part) if isinstance(node, Mapping | DictConfig) else None
+        if not isinstance(node, Mapping | DictConfig):
+            continue  # old results lack it
+        target = str(node.get("_target_", cls)).rpartition(".")[2]
         if target != cls:
             changed.append(f"{key}={target}")
+        elif key == "generator":
+            changed += [f"{key}.{setting}" for setting in ("model", "system") if node.get(setting)]
     return ", ".join([label, *changed])
 
 

@@ -25,7 +25,7 @@ Core = Callable[[Tensor], Tensor]
 """Maps margins s - s_j of any shape to their losses."""
 
 # Rewards this close are ties. When training starts, all rewards are 0 up to rounding. Rounding depends on the
-# micro-batches and must not decide which responses the first gradients move.
+# micro-batches, and float32's must not decide which responses the first gradients move. bfloat16's is larger than this.
 TIE = 1e-3
 
 
@@ -95,13 +95,14 @@ def mean_margin(
 
 
 def hardest(s_plus: Tensor, s_minus: Tensor, mask: MaybeTensor = None, label_smoothing: float = 0.0) -> Tensor:
-    """max_j -log sigmoid(s - s_j); the mean over ties to 1e-3."""
+    """max_j -log sigmoid(s - s_j); the mean over negatives whose reward is within 1e-3 of that negative's."""
     mask, _ = _with_defaults(s_minus, mask)
     if not mask.shape[1]:
         return torch.zeros_like(s_plus)
-    losses = sigmoid(s_plus[:, None] - where_exists(s_minus, mask), label_smoothing)
-    highest = losses.detach().masked_fill(~mask, -torch.inf).amax(-1, keepdim=True)
-    hardest = mask & (losses.detach() >= highest - TIE)
+    rewards = where_exists(s_minus, mask)
+    losses = sigmoid(s_plus[:, None] - rewards, label_smoothing)
+    top = losses.detach().masked_fill(~mask, -torch.inf).argmax(-1, keepdim=True)
+    hardest = mask & ~((rewards - rewards.gather(-1, top)).detach().abs() > TIE)  # all, if one is NaN
     return where_exists(losses, hardest).sum(-1) / hardest.sum(-1).clamp(min=1)
 
 
@@ -185,7 +186,7 @@ def swepo(
     """
     rewards, scores, exists = _stack_responses(s_plus, s_minus, scores, mask)
     mean = scores.sum(-1, keepdim=True) / exists.sum(-1, keepdim=True)
-    # Rounding must not put a score that equals the mean above it.
+    # Rounding must not put a score that equals the mean above it: within 1e-6, relative or absolute, they are equal.
     better = exists & (scores > mean) & ~torch.isclose(scores, mean, rtol=1e-6, atol=1e-6)
     accepted = torch.where(better.any(-1, keepdim=True), better, exists)  # if none is better, the loss is 0
     logits = rewards + alpha * (scores - mean) ** power
@@ -199,8 +200,9 @@ def lipo_lambda(s_plus: Tensor, s_minus: Tensor, scores: Tensor, mask: MaybeTens
     """sum over pairs with score_i > score_j of D_ij log(1 + exp(s_j - s_i)): LiPO-lambda (arXiv 2402.01878, eq. 8).
 
     D_ij = |2^score_i - 2^score_j| |1 / log(1 + rank_i) - 1 / log(1 + rank_j)| is the change in discounted cumulative
-    gain if the two responses were exchanged. Rank 1 has the highest current reward; ties, to 1e-3, go to the first
-    column. No gradient goes through the weights. Negatives are also compared with each other.
+    gain if the two responses were exchanged. Ranks are those of the current rewards, rounded to 1e-3, the highest
+    first; equal ones keep the order of the columns. No gradient goes through the weights. Negatives are also compared
+    with each other.
     """
     rewards, scores, exists = _stack_responses(s_plus, s_minus, scores, mask)
     ranked = (rewards.detach() / TIE).round().masked_fill(~exists, -torch.inf)

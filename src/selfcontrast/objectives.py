@@ -306,7 +306,7 @@ class MeanMargin(WeightedContrast):
 
 @dataclass(frozen=True, kw_only=True)
 class Hardest(Contrast):
-    """max_j of DPO's loss of s - s_j; the mean over negatives whose losses are the highest to 1e-3."""
+    """max_j of DPO's loss of s - s_j; the mean over negatives whose reward is within 1e-3 of that negative's."""
 
     label_smoothing: Smoothing
 

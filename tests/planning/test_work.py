@@ -81,6 +81,15 @@ def test_work_of_baselines_and_budgets() -> None:
     assert work(step("benchmark", "pairwise SFT"), rewarded, SIZES) == Work(None, 0, 0)
 
 
+def test_work_of_a_pool_over_iterations_grows() -> None:
+    settings = parts("iterations=3", "negatives_over_iterations=all")
+    for label, pool in (("iteration-1/embed", 64), ("iteration-2/embed", 128), ("embed", 192)):
+        assert work(step("embed", label), settings, SIZES).amount == 100 * (pool + 1)
+    assert work(step("gather", "iteration-2/gather"), settings, SIZES) == Work(None, 0, 100 * 128 * 5 * 8)
+    assert work(step("embed", "iteration-2/embed"), parts("iterations=3"), SIZES).amount == 100 * 65
+    assert work(step("score"), parts(), SIZES) == Work("score", 100 * 65 * 15, 0)
+
+
 def test_work_of_benchmark_with_own_questions_counts_turns() -> None:
     """There are 80 questions of two turns. Half of them have a temperature above 0 and get three samples."""
     name = "evaluation.benchmarks.mt_bench"

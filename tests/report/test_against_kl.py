@@ -260,7 +260,7 @@ def test_equal_kl_names_results_without_kl(make: Make, make_with_kl: Make, write
     table = equal_kl(read_sweep([tmp_path]))
     assert table is not None
     assert [row[0] for row in table.rows] == ["K=1", "K=2"]
-    assert "Not in it, since no KL is known: K=4." in table.notes
+    assert "Left out, since no KL is known: K=4." in table.notes
 
 
 @pytest.mark.parametrize("kls", [[0, -0.01], [0, 0]])
@@ -271,7 +271,7 @@ def test_equal_kl_leaves_out_a_policy_at_zero_kl_by_name(
         write(tmp_path / str(k), make_with_kl([0, k], [0.5, 0.6], k=k))
     write(tmp_path / "unmoved", make_with_kl(kls, [0.5, 0.5], k=4))
     sweep = read_sweep([tmp_path])
-    table, note = equal_kl(sweep), "Not in it, since a policy has not moved away from SFT: K=4 (KL "
+    table, note = equal_kl(sweep), "Left out, since a policy has not moved away from SFT: K=4 (KL "
     assert table is not None
     assert [row[0] for row in table.rows] == ["K=1", "K=2"]
     assert note in " ".join(table.notes)
@@ -281,7 +281,7 @@ def test_equal_kl_leaves_out_a_policy_at_zero_kl_by_name(
     alone = read_sweep([tmp_path])
     table = equal_kl(alone)
     assert table is not None
-    assert (table.rows, table.notes[0]) == ([], "Not compared at equal KL.")
+    assert (table.rows, table.notes[0]) == ([], "Fewer than two methods can be compared at equal KL.")
     assert note in table.notes[1]
     write_sweep(alone)
     assert note in (tmp_path / "report.html").read_text().replace(NO_BREAK_SPACE, " ")

@@ -55,7 +55,7 @@ def run_job(cfg: DictConfig) -> float | None:
 
 
 def run_here(cfg: DictConfig, config: dict[str, Any]) -> float | None:
-    log.info("%s: checking the settings; output in %s", cfg.name, cfg.output)
+    log.info("checking the settings; output in %s", cfg.output)
     from selfcontrast.config import configure
 
     parts = configure(cfg)

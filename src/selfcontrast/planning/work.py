@@ -21,6 +21,7 @@ KINDS = {  # the kind of speed of each long stage
     "generate": "generate",
     "evaluate": "generate",
     "answers": "generate",
+    "score": "score",
     "reference": "score",
     "divergence": "score",
     "embed": "embed",
@@ -117,7 +118,10 @@ def _mean(characters: Sequence[int]) -> float | None:
 
 
 def work(step: PlannedStage, parts: Parts, sizes: Sizes) -> Work:
-    """Return the work of a stage that is not in the store. Filtering and comparing take CPU minutes and count as 0."""
+    """Return the work of a stage that is not in the store.
+
+    Filtering and comparing take CPU minutes and count as 0. So do judges, whose answers' lengths are unknown.
+    """
     rewarded = isinstance(parts.evaluation.benchmarks.get(step.label.partition(" ")[0]), RewardWins)
     if None in (sizes.prompts, sizes.evaluated, sizes.prompt_tokens, sizes.response_tokens):
         disk = None if step.stage in ("generate", "embed", "reference") else _policy_bytes(step, parts, sizes)
@@ -126,6 +130,7 @@ def work(step: PlannedStage, parts: Parts, sizes: Sizes) -> Work:
     prompts = sizes.prompts or 0
     used_prompts = min(prompts, getattr(parts.generator, "prompts", None) or prompts)
     sampled, policy = parts.generator.samples, _policy_bytes(step, parts, sizes)
+    pool = sampled * (_iteration(step, parts) if parts.negatives_over_iterations == "all" else 1)
     match step.stage:
         case "sft":
             return Work("train", _training_tokens(parts.sft, prompts * (prompt + response)), policy)
@@ -133,9 +138,13 @@ def work(step: PlannedStage, parts: Parts, sizes: Sizes) -> Work:
             tokens = used_prompts * sampled * response
             local = getattr(parts.generator, "backend", parts.generator).follows_model  # else another server's work
             return Work("generate" if local else None, tokens if local else 0, tokens * CANDIDATE_BYTES)
+        case "gather":
+            return Work(None, 0, used_prompts * pool * response * CANDIDATE_BYTES)
         case "embed":
             width = DIMENSIONS.get(getattr(parts.encoder, "path", ""), getattr(parts.encoder, "dimensions", 1024))
-            return Work("embed", used_prompts * (sampled + 1), used_prompts * (sampled + 1) * width * 2)
+            return Work("embed", used_prompts * (pool + 1), used_prompts * (pool + 1) * width * 2)
+        case "score":  # a reward model reads each response with its prompt
+            return Work("score", used_prompts * (pool + 1) * (prompt + response), 0)
         case "reference":
             responses = 1 + (parts.filter.max_negatives if parts.reference == "stored" else 0)
             scored = used_prompts * (prompt + responses * response)
@@ -159,6 +168,12 @@ def work(step: PlannedStage, parts: Parts, sizes: Sizes) -> Work:
             return Work("score", evaluated * 2 * (prompt + response), 0)
         case _:
             return Work(None, 0, 0)
+
+
+def _iteration(step: PlannedStage, parts: Parts) -> int:
+    """Return the number of the stage's iteration, which is in the labels of all but the last."""
+    prefix, slash, _ = step.label.partition("/")
+    return int(prefix.removeprefix("iteration-")) if slash and prefix.startswith("iteration-") else parts.iterations
 
 
 def _benchmark_answers(step: PlannedStage, parts: Parts) -> int:

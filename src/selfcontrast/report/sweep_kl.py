@@ -116,11 +116,19 @@ def equal_kl(sweep: Sweep) -> Compared | None:
     methods = _methods(sweep)
     if len(methods) < 2:
         return None
-    unmoved = [f"{point_name(sweep, method)} (KL {_final_kl(method)})" for method in methods if _lowest_kl(method) <= 0]
+    unmoved = [
+        f"{point_name(sweep, method)} (KL {text.number(_lowest_kl(method), 2)})"
+        for method in methods
+        if _lowest_kl(method) <= 0
+    ]
     methods = [method for method in methods if _lowest_kl(method) > 0]
-    left_out = [f"Not in it, since a policy has not moved away from SFT: {', '.join(unmoved)}."] if unmoved else []
+    lacking = [
+        point_name(sweep, point) for point in sweep.points if not any(len(_points(job)) > 1 for job in point.jobs)
+    ]
+    without = [f"Left out, since no KL is known: {', '.join(lacking)}."] if lacking else []
+    without += [f"Left out, since a policy has not moved away from SFT: {', '.join(unmoved)}."] if unmoved else []
     if len(methods) < 2:
-        return Compared([], [], ["Not compared at equal KL.", *left_out])
+        return Compared([], [], ["Fewer than two methods can be compared at equal KL.", *without])
     jobs, kl = [job for method in methods for job in method.jobs], min(map(_lowest_kl, methods))
     names = [point_name(sweep, method) for method in methods]
     unlike = [_unlike(sweep, methods[0], method) for method in methods]
@@ -132,16 +140,12 @@ def equal_kl(sweep: Sweep) -> Compared | None:
     else:
         cells, note, notes = [[text.number(_score_at(job, kl)), text.NONE] for job in jobs], OTHER_PROMPTS, []
     cells = [[score, text.NONE if why else change] for (score, change), why in zip(cells, unlike, strict=True)]
-    lacking = [
-        point_name(sweep, point) for point in sweep.points if not any(len(_points(job)) > 1 for job in point.jobs)
-    ]
-    without = [f"Not in it, since no KL is known: {', '.join(lacking)}."] if lacking else []
     straight = [STRAIGHT] if any(len(_points(job)) == 2 for job in jobs) else []
     heads = ["method", "final KL", f"{sweep.measure} at KL {text.number(kl, 2)}", "difference"]
     rows = [[name, _final_kl(method), *scores] for name, method, scores in zip(names, methods, cells, strict=True)]
     if any(method.seeds != sweep.seeds for method in methods):
         heads, rows = _with_seeds(heads, rows, methods)
-    return Compared(heads, rows, [note, *notes, *left_out, *without, *straight])
+    return Compared(heads, rows, [note, *notes, *without, *straight])
 
 
 def _with_seeds(heads: Row, rows: list[Row], methods: Sequence[Point]) -> tuple[Row, list[Row]]:

@@ -1,5 +1,6 @@
 """The stages of an iteration: generate, embed, score, filter, reference and align."""
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -79,17 +80,15 @@ class Iteration:
         settings = settings_of(p.generator)
         part = self.number - 1 if p.prompts_over_iterations == "disjoint" else 0
         # With the random numbers of an earlier iteration, a similar policy would repeat that iteration's responses.
-        # Two apart, because a generator with two models uses two seeds.
-        shift = 2 * (self.number - 1) if p.negatives_over_iterations == "all" else 0
+        anew = p.negatives_over_iterations == "all" and self.number > 1
 
         def compute(folder: Path) -> Mapping[str, Any]:
-            generator: Any = (
-                p.generator
-            )  # the config check ensures `prompts` and `seed` if there are several iterations
+            generator: Any = p.generator  # `check_iterations` requires `prompts` and `seed` where they are used
             model, examples = self.start.path / "model", p.splits["train"]
-            if part or shift:
+            if part or anew:
                 examples = generate.choose(examples, generator.prompts, generator.seed, part)
-                generator = replace(generator, prompts=None, seed=(generator.seed + shift) % 2**32)
+            if anew:
+                generator = replace(generator, prompts=None, seed=_seed_of(generator.seed, self.number))
             summary: Mapping[str, Any] = generator.generate(folder, model, examples, p.engine, p.hardware.device)
             check_unchanged("generator", settings, settings_of(p.generator))
             return summary
@@ -97,7 +96,7 @@ class Iteration:
         key = {
             "generator": p.generator,
             **({"part": part} if part else {}),
-            **({"seed_shift": shift} if shift else {}),
+            **({"iteration": self.number} if anew else {}),
         }
         return self._get(Stage("generate", generate.VERSION, key, {"model": self.start}, compute, generate.__name__))
 
@@ -182,7 +181,7 @@ class Iteration:
 
         def compute(folder: Path) -> Mapping[str, Any]:
             ranked = read_negatives(self.negatives.path / filter_stage.FILE)
-            used = {name: nearest_first(negatives, self._negatives_per_prompt) for name, negatives in ranked.items()}
+            used = self._used(ranked)
             groups, without_room = self._groups(used)
             if without_room:
                 log.warning("align: %d groups are longer than trainer.max_length and are left out", without_room)
@@ -225,6 +224,10 @@ class Iteration:
         is_start = p.reference_over_iterations != "initial" or self.before is None
         return StoredScores(scored, signals, reference_is_start=is_start)
 
+    def _used(self, ranked: Mapping[str, Sequence[Negative]]) -> dict[str, list[Negative]]:
+        """Return the negatives that training uses, by prompt."""
+        return {name: nearest_first(negatives, self._negatives_per_prompt) for name, negatives in ranked.items()}
+
     @property
     def _negatives_per_prompt(self) -> int:
         """Negatives per prompt in training: K, or 0 for continued supervised fine-tuning."""
@@ -234,8 +237,8 @@ class Iteration:
         """Raise `UserError` now if `align`, which comes next, will have fewer steps than checkpoints."""
         p = self.parts
         if p.evaluation.checkpoints:
-            used = {name: nearest_first(negatives, self._negatives_per_prompt) for name, negatives in ranked.items()}
-            steps = StepData(self._groups(used)[0], [], p.trainer, p.hardware, p.seed).steps()
+            groups, _ = self._groups(self._used(ranked))
+            steps = StepData(groups, [], p.trainer, p.hardware, p.seed).steps()
             align.checkpoint_steps(len(steps), p.evaluation.checkpoints)
 
     def example(self, name: str) -> Example:
@@ -254,6 +257,11 @@ class Iteration:
 
     def _get(self, stage: Stage, trained: bool = False) -> Artifact:
         return self.job.get(stage, self.prefix + stage.name, trained)
+
+
+def _seed_of(seed: int, iteration: int) -> int:
+    """Return a seed for an iteration's samples. It is a hash, so it is not the seed of another job of a sweep."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {iteration}".encode()).digest()[:4], "big")
 
 
 def _prompt_counts(groups: Sequence[Group], used: Mapping[str, Sequence[Negative]]) -> dict[str, Any]:
