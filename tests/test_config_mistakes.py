@@ -10,6 +10,7 @@ import pytest
 from omegaconf import DictConfig
 
 from jobs import TINY
+from selfcontrast.checks import check_iterations
 from selfcontrast.config import build, configure
 from selfcontrast.errors import UserError
 from test_config import composed, mistake
@@ -385,6 +386,27 @@ def test_configure_contradicting_settings_of_iterations_are_refused(overrides: t
     small = ("data.train=64", "data.test=16", "data.validation=16", "tracking=none", "output=out", "iterations=3")
     with pytest.raises(UserError, match=pattern):
         configure(composed(*small, *overrides))
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """The parts of a user's own generator that `check_iterations` reads; it has no seed."""
+
+    samples: int = 4
+    follows_model: bool = True
+    has_log_probs: bool = False
+
+
+def test_all_negatives_over_iterations_need_a_generator_with_a_seed() -> None:
+    parts = configure(composed(*TINY, "output=out"))
+    generator: Any = Fixed()
+    for value in ("last", "all"):
+        cfg = composed(*TINY, "output=out", "iterations=2", f"negatives_over_iterations={value}")
+        if value == "last":
+            check_iterations(cfg, generator, parts.hardware, parts.adapter, 64)
+        else:
+            with pytest.raises(UserError, match=r"^negatives_over_iterations=all .*generator=Fixed"):
+                check_iterations(cfg, generator, parts.hardware, parts.adapter, 64)
 
 
 def test_configure_enough_disjoint_prompts_are_accepted() -> None:
