@@ -32,7 +32,7 @@ from types import FrameType
 from typing import Any
 
 from gpu_report import as_table
-from gpu_setting import Setting, stand_in_for_file_formats
+from gpu_setting import Setting, SkipStep, stand_in_for_file_formats
 
 Rows = list[dict[str, Any]]
 Measure = Callable[[Setting], Rows]
@@ -114,6 +114,8 @@ def _run_step(measure: Measure, setting: Setting, limit: int) -> dict[str, Any]:
     signal.alarm(limit)
     try:
         return {"rows": measure(setting)}
+    except SkipStep as reason:
+        return {"skipped": str(reason)}
     except Exception as error:  # the next step may still work
         return {"error": f"{type(error).__name__}: {error}"[:600]}
     finally:

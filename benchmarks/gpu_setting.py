@@ -12,6 +12,10 @@ PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}
 _FILES_ONLY = {"pyarrow": ("parquet", "compute", "dataset"), "xxhash": ()}
 
 
+class SkipStep(Exception):
+    """A step cannot run here. Its message, the reason, is recorded, and the step does not count as run."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """Device and sizes of a check.

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from gpu_job import OBJECTIVE
-from gpu_setting import Setting
+from gpu_setting import Setting, SkipStep
 from gpu_training import hardware, optim
 from meters import status
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -64,7 +64,7 @@ def qlora_memory(setting: Setting) -> list[dict[str, Any]]:
     The whole model would take 4 minutes, because weights are quantised on the CPU. With tiny sizes there is one row.
     """
     if missing := [name for name in ("peft", "bitsandbytes") if find_spec(name) is None]:
-        return [{"not measured": f"{' and '.join(missing)} missing"}]
+        raise SkipStep(f"{' and '.join(missing)} missing")
     if setting.tiny:
         return [measure(MODELS[setting.model], 8, replace(hardware(setting), precision="bf16-mixed"))]
     settings = replace(hardware(setting), max_tokens_per_microbatch=8192)

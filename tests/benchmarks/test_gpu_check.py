@@ -65,6 +65,17 @@ def test_run_without_time_left_skips_steps(tmp_path: Path, monkeypatch: pytest.M
     assert results["steps"]["late"] == {"skipped": "no time left"}
 
 
+def test_qlora_without_its_packages_is_skipped_and_does_not_count_as_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu_check
+    import qlora_memory
+    from gpu_report import PARTS, first_line
+
+    monkeypatch.setattr(qlora_memory, "find_spec", lambda name: None)
+    step = gpu_check._run_step(qlora_memory.qlora_memory, gpu_check.Setting.on("cpu"), 60)
+    assert step == {"skipped": "peft and bitsandbytes missing"}
+    assert PARTS["QLoRA"] in first_line([{"steps": {"QLoRA 7B": step}}])
+
+
 def test_endless_step_is_stopped_after_its_time() -> None:
     import gpu_check
 

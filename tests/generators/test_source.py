@@ -80,6 +80,11 @@ def test_model_samples_come_last_for_each_prompt(policy: Path, other: Path, tmp_
     assert counts["cut_share"] == pytest.approx(sum(c.finish_reason == "length" for c in candidates) / 15)
 
 
+def test_model_samples_with_the_highest_seed(policy: Path, other: Path, tmp_path: Path) -> None:
+    mixed = replace(PLAIN, samples=2, prompts=1, seed=2**32 - 1, model=str(other), model_samples=1)
+    assert len(sample_all(tmp_path / "mixed", mixed, policy)) == 2
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

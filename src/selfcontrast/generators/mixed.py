@@ -36,7 +36,7 @@ def generate_mixed(
     single = replace(settings, prompts=None, model_samples=None)
     parts = {
         "fine_tuned": replace(single, samples=first, model=None, model_revision=None),
-        "other": replace(single, samples=others, seed=settings.seed + 1),
+        "other": replace(single, samples=others, seed=(settings.seed + 1) % 2**32),
     }
     counts, failures = [], dict[str, str]()
     for name, part in parts.items():
